@@ -157,6 +157,8 @@ def _text_instances(instances: Sequence[Any], spec: InputSpec) -> Array:
                     f"instance {row} is {short(item)}; expected a list of {columns} strings"
                 )
         strings = [text for item in instances for text in item]
+    if spec.missing:
+        strings = ["" if text is None else text for text in strings]
     for at, text in enumerate(strings):
         if not isinstance(text, str):
             raise InvalidInput(f"instance {at // columns} holds {short(text)}; expected a string")

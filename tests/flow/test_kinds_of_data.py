@@ -110,10 +110,10 @@ def instances(split):
     rows = np.asarray(split.inputs)
     if rows.dtype.names is None:
         return rows.tolist()
-    # a missing number is null in JSON, and a value of a column stands alone
+    # a missing number or category is null in JSON, and a value of a column stands alone
     return [
         {
-            name: None if row[name].item() != row[name].item() else row[name].item()
+            name: None if (value := row[name].item()) != value or value == "" else value
             for name in rows.dtype.names
         }
         for row in rows

@@ -265,7 +265,8 @@ def _columns_fields(data: Dataset) -> dict[str, Any]:
                 "kind": "tensor" if column.values is None else "text",
                 "shape": [None, 1],
                 "dtype": column.dtype,
-                **({"missing": True} if column.missing else {}),
+                # training takes a missing category as the empty string
+                **({"missing": True} if column.missing or column.values is not None else {}),
             }
             for column in data.columns.columns
         ]

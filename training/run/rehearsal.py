@@ -89,6 +89,18 @@ def _check_modules(recipe: Recipe, network: nn.Module) -> None:
                 f"network {recipe.network}: holds a quantised layer ({kind.__name__}), which "
                 "cannot be trained; return the network as it was before quantisation"
             )
+    for weights in network.parameters():
+        if weights.is_meta:
+            raise WrongUse(
+                f"network {recipe.network}: its weights have no numbers (device meta); draw or "
+                "load them first"
+            )
+        if weights.is_floating_point() and weights.dtype != torch.float32:
+            kind = str(weights.dtype).removeprefix("torch.")
+            raise WrongUse(
+                f"network {recipe.network}: its weights are {kind}; return it in float32, as "
+                ".float() does, and choose the precision of the run with --precision"
+            )
 
 
 def _copy(recipe: Recipe, network: nn.Module) -> nn.Module:

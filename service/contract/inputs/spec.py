@@ -54,9 +54,9 @@ class TokenizerSpec(Strict):
 class InputSpec(Strict):
     """One input of the graph. `shape` includes the batch, null where a dimension is free.
 
-    `missing` means that the model accepts NaN. `categories` lists the only values that the graph
-    accepts in a column; a row of several columns has a list for each, or null where any value is
-    accepted. An image becomes the tensor in these steps:
+    `missing` means that the model accepts NaN, or the empty string for null. `categories` lists the
+    only values that the graph accepts in a column; a row of several columns has a list for each, or
+    null where any value is accepted. An image becomes the tensor in these steps:
     decode; convert to `color`; resize to `size` [height, width] as `resize` says, with the filter
     `resample` (bilinear unless given); multiply by `scale` (1/255 unless given); subtract `mean`
     and divide by `std` for each channel. For integer dtypes the pixels stay 0 … 255, and scale,
@@ -126,8 +126,8 @@ class InputSpec(Strict):
         if (self.kind == "columns") != (self.dtype == RECORD):
             raise ValueError(f"kind 'columns' and dtype '{RECORD}' must be used together")
         self._check_categories()
-        if self.missing and not self.dtype.startswith("float"):
-            raise ValueError(f"missing needs a float dtype, not '{self.dtype}'")
+        if self.missing and not self.dtype.startswith(("float", "string")):
+            raise ValueError(f"missing needs a float dtype or string, not '{self.dtype}'")
         if self.statistics is not None and not self.dtype.startswith(("float", RECORD)):
             raise ValueError(f"statistics need a float dtype, not '{self.dtype}'")
         if self.tokenizer is not None and self.kind != "text":

@@ -85,7 +85,7 @@ def table_rows(table: Mapping[str, Column], spec: InputSpec, order: Sequence[str
         return records({each.name: column_tensor(table[each.name], each) for each in spec.columns})
     columns = [(name, table[name]) for name in order or table]
     if spec.kind == "text":
-        texts = [_texts(values, name) for name, values in columns]
+        texts = [_texts(values, name, spec) for name, values in columns]
         return text_array([text for row in zip(*texts, strict=True) for text in row], spec)
     numbers = [_numbers(values, name, spec) for name, values in columns]
     for (name, _), values in zip(columns, numbers, strict=True):
@@ -98,7 +98,7 @@ def table_rows(table: Mapping[str, Column], spec: InputSpec, order: Sequence[str
 def column_tensor(values: Column, spec: InputSpec) -> Array:
     """The tensor [n, …] of one input of a model that has several."""
     if spec.kind == "text":
-        return text_array(_texts(values, spec.name), spec)
+        return text_array(_texts(values, spec.name, spec), spec)
     found = _numbers(values, spec.name, spec)
     if found.ndim == 1 and len(spec.shape) == 2:
         found = found[:, np.newaxis]
@@ -109,12 +109,14 @@ def column_tensor(values: Column, spec: InputSpec) -> Array:
     return array if array.dtype.names is None else array[spec.name]
 
 
-def _texts(values: Column, name: str) -> list[str]:
-    """The texts of a column. Raises InvalidInput where one is missing."""
+def _texts(values: Column, name: str, spec: InputSpec) -> list[str]:
+    """The texts of a column. A missing one is empty where the model takes it, else InvalidInput."""
     if isinstance(values, np.ndarray):
         if values.dtype.kind != "U" or math.prod(values.shape[1:]) != 1:
             raise InvalidInput(f"column {short(name)} holds {values.dtype}; expected texts")
         values = values.ravel().tolist()
+    if spec.missing:
+        return ["" if text is None else text for text in values]
     for row, text in enumerate(values):
         if text is None:
             raise InvalidInput(f"column {short(name)}, instance {row} is empty; expected a text")

@@ -5,10 +5,13 @@ tensor.
 import asyncio
 import io
 import json
+import shutil
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from service.__main__ import main
 from service.contract.adjustment import softmax
@@ -43,6 +46,15 @@ def write_folder(home):
     return home
 
 
+def take_missing_texts(models):
+    """A copy of the table's model, `gaps`, whose column of texts takes null."""
+    shutil.copytree(models / "table", models / "gaps")
+    record = models / "gaps" / "1" / "model.json"
+    found = json.loads(record.read_text(encoding="utf-8")) | {"name": "gaps"}
+    next(each for each in found["inputs"] if each["name"] == "sex")["missing"] = True
+    record.write_text(json.dumps(found), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     home = tmp_path_factory.mktemp("tables")
@@ -52,6 +64,7 @@ def url(tmp_path_factory):
         path = save(home / name, model)
         arguments = ["import", str(path), "--name", name, "--models", str(home / "models"), *names]
         assert main(arguments) == 0
+    take_missing_texts(home / "models")
     folder = write_folder(home / "bert")
     assert main(["import", str(folder), "--name", "bert", "--models", str(home / "models")]) == 0
     with running(home / "models", start_seconds=100) as server:
@@ -223,6 +236,33 @@ def test_missing_values_come_as_null_as_nan_in_arrays_and_as_tensors(url):
     )
     found = np.array(answer.json()["outputs"][0]["data"]).reshape(3, 3)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["objects", "lists", "columns", "parquet"])
+def test_null_is_the_empty_text_where_the_model_takes_it(url, form):
+    rows = [ROWS[0] | {"sex": None}, ROWS[1]]
+    wanted = table_probabilities([ROWS[0] | {"sex": ""}, ROWS[1]])
+    bodies = {
+        "objects": {"instances": rows},
+        "lists": {"instances": [list(row.values()) for row in rows]},
+        "columns": {"inputs": {name: [row[name] for row in rows] for name in rows[0]}},
+    }
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), buffer)
+
+    def asked(model):
+        if form in bodies:
+            return post(url, model, bodies[form])
+        return httpx.post(
+            f"{url}/models/{model}/predict?tau=0&top_k=3",
+            content=buffer.getvalue(),
+            headers={"content-type": "application/vnd.apache.parquet"},
+        )
+
+    np.testing.assert_allclose(table_of(asked("gaps")), wanted, atol=1e-6)
+    refused = asked("table")
+    assert refused.status_code == 422
+    assert "sex" in refused.json()["detail"]
 
 
 def test_infinity_is_no_missing_value(url):

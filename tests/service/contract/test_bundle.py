@@ -165,6 +165,7 @@ def test_a_model_may_have_several_inputs_texts_tokens_and_decision_scores():
     assert [column.name for column in found.input.columns] == ["age", "sex"]
     assert parsed().input.columns == ()
     assert parsed(input=TEXT | {"tokenizer": TOKENIZER}).input.tokenizer.max_length == 128
+    assert parsed(input=TEXT | {"missing": True}).input.missing
     assert parsed(output=SCORES, max_batch_rows=1).max_batch_rows == 1
 
 

@@ -68,6 +68,8 @@ ODD = "tests.support.odd_networks"
         ("drawing", "a row alone gets other logits than beside another row"),
         ("scripted", r"holds TorchScript \(RecursiveScriptModule\).*; return the torch.nn.Module"),
         ("quantised", r"holds a quantised layer \(Linear\), which cannot be trained; return"),
+        ("halved", "its weights are float16; return it in float32, as .float\\(\\) does"),
+        ("empty", r"its weights have no numbers \(device meta\); draw or load them first"),
         ("locked", "cannot be copied: TypeError: cannot pickle"),
         ("leaving", r"the factory raised SystemExit: exit code 0 \(odd_networks.py, line \d+\)"),
         ("unspeakable", r"the factory raised Unspeakable \(odd_networks.py, line \d+\)"),
