@@ -82,12 +82,12 @@ def _check_modules(recipe: Recipe, network: nn.Module) -> None:
         if isinstance(each, torch.jit.ScriptModule):
             raise WrongUse(
                 f"network {recipe.network}: holds TorchScript ({kind.__name__}), which cannot be "
-                "exported to ONNX; return the torch.nn.Module that it was made from"
+                "exported to ONNX; give the torch.nn.Module that it was made from"
             )
         if ".quantized" in kind.__module__:
             raise WrongUse(
                 f"network {recipe.network}: holds a quantised layer ({kind.__name__}), which "
-                "cannot be trained; return the network as it was before quantisation"
+                "cannot be trained; give the network as it was before quantisation"
             )
     for weights in network.parameters():
         if weights.is_meta:
@@ -96,9 +96,9 @@ def _check_modules(recipe: Recipe, network: nn.Module) -> None:
                 "load them first"
             )
         if weights.is_floating_point() and weights.dtype != torch.float32:
-            kind = str(weights.dtype).removeprefix("torch.")
+            dtype = str(weights.dtype).removeprefix("torch.")
             raise WrongUse(
-                f"network {recipe.network}: its weights are {kind}; return it in float32, as "
+                f"network {recipe.network}: its weights are {dtype}; give it in float32, as "
                 ".float() does, and choose the precision of the run with --precision"
             )
 
