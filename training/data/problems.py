@@ -70,6 +70,7 @@ def problems(data: Dataset) -> list[str]:
         *_small_classes(data),
         *_columns(data),
         *_shared_rows(data),
+        *_equal_texts(data),
         *_unspaced(data),
     ]
 
@@ -237,6 +238,11 @@ def _unspaced(data: Dataset) -> Iterator[str]:
             f"texts have {_characters_a_word(data):.0f} characters per word: for languages without "
             "spaces use --tokens characters"
         )
+
+
+def _equal_texts(data: Dataset) -> Iterator[str]:
+    if data.kind == "text" and len({str(text) for text in data.train.inputs[:MAX_ROWS]}) == 1:
+        yield f"all training texts are equal: {str(data.train.inputs[0])[:40]!r}"
 
 
 def _digests(split: Split) -> Iterator[bytes]:

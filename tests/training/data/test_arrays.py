@@ -90,6 +90,12 @@ def test_texts_without_spaces_are_told_of_the_flag_for_characters(tmp_path):
     assert not any("--tokens" in reported for reported in problems(prepare_data(recipe)))
 
 
+def test_texts_that_are_all_equal_are_told(tmp_path):
+    spec = write(tmp_path / "own.npz", ["good", "bad"] * 6, x=np.array(["same text"] * 12))
+    found = prepare_data(make(None, {"data": spec, "network": "text"}))
+    assert "all training texts are equal: 'same text'" in problems(found)
+
+
 def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
     texts = np.array([f"第{i}句话" for i in range(1500)])
     spec = write(tmp_path / "own.npz", ["good", "bad"] * 750, x=texts)
