@@ -132,6 +132,10 @@ def _check_target(out: Path) -> None:
     """Raise NotExported for a path that is no file, or that lies in a published model."""
     if out.is_dir() or not out.name:
         raise NotExported(f"--out is '{out}', which is a folder; expected a file as FOLDER/m.onnx")
+    if out.exists() and not out.is_file():  # the file would take the place of the device itself
+        raise NotExported(
+            f"--out is '{out}', a pipe, device or socket; expected the name of a file"
+        )
     if (out.parent / MANIFEST_FILE).exists():
         raise NotExported(
             f"--out is '{out}', in the folder of a published model, which is never edited; name "
@@ -336,7 +340,11 @@ def _notes(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary file and rename it, so that no reader sees a partial file."""
+    """Write to a temporary file and rename it, so that no reader sees a partial file.
+
+    A link stays, and what it leads to is written.
+    """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)

@@ -142,6 +142,7 @@ def _write(out: Path, text: str) -> None:
     with out.open("rb") as file:
         if file.read(16).startswith(b"SQLite format 3"):
             raise InvalidDocument(f"--out is '{out}', which is a store; name another file")
+    out = out.resolve()  # a link such as /dev/stdout stays
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(out)

@@ -93,6 +93,8 @@ def read(path: Path) -> OnnxFile:
     UnsupportedGraph.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without an end
+            raise ImportRefused(f"{path} is a pipe, device or socket; expected an ONNX file")
         other = foreign_graph.what_instead(path)
         if other is not None:
             raise ImportRefused(f"{path} is not an ONNX file, but {other}")

@@ -1,6 +1,7 @@
 """The exported file answers what the service answers, bit by bit, in any runtime."""
 
 import json
+import os
 
 import httpx
 import numpy as np
@@ -232,3 +233,23 @@ def test_a_published_model_is_never_written_over(tmp_path, capsys, name):
     told = capsys.readouterr().err
     assert "which is a folder" in told or "of a published model, which is never edited" in told
     assert {each.name: each.read_bytes() for each in (folder / "1").iterdir()} == before
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path, capsys):
+    folder = publish_model(tmp_path / "models").parent
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["export", str(folder), "--out", str(pipe)]) == 2
+    assert "a pipe, device or socket; expected the name of a file" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    assert [each.name for each in tmp_path.iterdir() if each.name != "models"] == ["pipe"]
+
+
+def test_a_link_stays_and_the_file_behind_it_is_written(tmp_path):
+    folder = publish_model(tmp_path / "models").parent
+    place, link = tmp_path / "place.onnx", tmp_path / "link.onnx"
+    place.write_bytes(b"")
+    link.symlink_to(place)
+    assert main(["export", str(folder), "--out", str(link)]) == 0
+    assert link.is_symlink()
+    assert onnx.load(place).graph.output

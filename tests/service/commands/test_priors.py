@@ -352,3 +352,13 @@ def test_an_empty_store_is_refused_rather_than_taken_for_the_default(capsys, mon
         main(["priors", "list", *given])
     named = "--store" if source == "flag" else "PRIORDIAL_STORE"
     assert f"error: {named} is empty" in capsys.readouterr().err
+
+
+def test_an_export_keeps_a_link_and_writes_the_file_behind_it(tmp_path):
+    fill(url := f"sqlite:///{tmp_path}/one.db")
+    place, link = tmp_path / "place.json", tmp_path / "link.json"
+    place.write_text("")
+    link.symlink_to(place)
+    assert main(["priors", "export", "--store", url, "--out", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(place.read_text())

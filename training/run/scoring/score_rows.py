@@ -141,6 +141,8 @@ def _check_out(out: Path, sources: Sequence[stream.Source]) -> None:
     if out.suffix.lower() != ".parquet" or out.is_dir():
         kind = "is a folder" if out.is_dir() else "is written as Parquet"
         raise WrongUse(f"--out {out}: {kind}; expected a file name that ends in .parquet")
+    if out.exists() and not out.is_file():
+        raise WrongUse(f"--out {out}: is a pipe, device or socket; expected the name of a file")
     if any(out.resolve() == source.path.resolve() for source in sources):
         raise WrongUse(
             f"--out {out}: is among the data, which it would overwrite; name another file"

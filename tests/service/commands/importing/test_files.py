@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -231,3 +232,10 @@ def logits(graph, rows):
         top_k=1,
         full=True,
     ).logits
+
+
+def test_a_pipe_is_refused_and_not_waited_for(import_file, tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    status, _, told = import_file(tmp_path / "pipe.onnx")
+    assert status == 1
+    assert "is a pipe, device or socket; expected an ONNX file" in told

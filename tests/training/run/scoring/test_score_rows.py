@@ -4,6 +4,7 @@ it is stopped.
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -406,6 +407,14 @@ def test_images_behind_a_link_to_a_folder_are_scored(tmp_path):
         str(tmp_path / "near"), tmp_path / "out.parquet", Scoring(model=pictures, tau=0)
     )
     assert result["n"] == 1
+
+
+def test_a_pipe_is_not_replaced_by_the_answers(model, rows, tmp_path):
+    parquet.write_table(table_of(rows), tmp_path / "rows.parquet")
+    os.mkfifo(tmp_path / "out.parquet")
+    with pytest.raises(WrongUse, match="is a pipe, device or socket; expected the name of a file"):
+        score_rows(str(tmp_path / "rows.parquet"), tmp_path / "out.parquet", Scoring(model=model))
+    assert (tmp_path / "out.parquet").is_fifo()
 
 
 def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
