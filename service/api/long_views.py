@@ -26,7 +26,7 @@ async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
     """
     if len(bundle.class_names) <= MANY_CLASSES:
         return make().model_dump_json().encode()
-    return await asyncio.to_thread(lambda: long_json(_members(make())))
+    return await asyncio.to_thread(lambda: long_json(members(make())))
 
 
 async def apart_if_long(call: Callable[[], T], bundle: Bundle) -> T:
@@ -39,14 +39,15 @@ def view_of(view: type[V], bundle: Bundle) -> Callable[..., V]:
     return view if len(bundle.class_names) <= MANY_CLASSES else view.model_construct
 
 
-def _members(view: BaseModel) -> dict[str, Any]:
+def members(view: BaseModel) -> dict[str, Any]:
     """The members of a view, of the views in it, and of those in a list, as dicts."""
-    found = dict(view.__dict__)
+    fields = type(view).model_fields  # what is worked out once is in __dict__, too
+    found = {name: value for name, value in view.__dict__.items() if name in fields}
     for name, value in found.items():
         if isinstance(value, BaseModel):
-            found[name] = _members(value)
-        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
-            found[name] = [_members(each) for each in value]
+            found[name] = members(value)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], BaseModel):
+            found[name] = [members(each) for each in value]
     return found
 
 

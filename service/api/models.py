@@ -9,8 +9,7 @@ from fastapi import APIRouter, Depends, Response
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
 from service.api.edge.numbers import Whole
-from service.api.long_views import MANY_CLASSES
-from service.contract.bundle import Bundle
+from service.api.long_views import MANY_CLASSES, members
 from service.process.slices import long_json
 from service.repository.report import sample_pictures
 from service.repository.repository import Repository
@@ -46,7 +45,7 @@ def router(repository: Repository, access: Access) -> APIRouter:
         summary = _summary(repository.all()[model])
 
         def encoded() -> bytes:
-            return long_json({**summary, "bundle": _document(bundle)})
+            return long_json({**summary, "bundle": members(bundle)})
 
         if len(bundle.class_names) > MANY_CLASSES:
             content = await asyncio.to_thread(encoded)
@@ -87,13 +86,6 @@ def _no_sample(model: str, number: int, there: list[int]) -> str:
             f"model '{model}' was published without sample pictures; publish it again to have some"
         )
     return f"model '{model}' has no sample {number}; expected {there[0]} to {there[-1]}"
-
-
-def _document(bundle: Bundle) -> dict[str, Any]:
-    """A bundle as JSON values, in the order of its fields; its class list is not copied."""
-    lists = {"class_names": bundle.class_names, "class_counts": bundle.class_counts}
-    found = {**bundle.model_dump(mode="json", exclude=set(lists)), **lists}
-    return {name: found[name] for name in Bundle.model_fields}
 
 
 def _default(repository: Repository) -> str | None:

@@ -21,6 +21,7 @@ from service.contract.inputs.spec import InputSpec
 from service.contract.members.body import pydantic_errors
 from service.contract.members.named import SLICE
 from service.contract.members.sparse import SPARSE_FROM
+from service.contract.portions import MAX_FAULTS, Long, Undecodable, decode, left_out, release
 from service.contract.prior import OwnSource, own_source
 from service.contract.shift.estimation import Estimation
 from service.contract.strict import Strict
@@ -43,8 +44,8 @@ class InvalidBundle(ValueError):
 class Calibration(Strict):
     """Turns decision scores into logits: `scale` · score + `bias`, each [C]."""
 
-    scale: list[Single]
-    bias: list[Single]
+    scale: Long[Single]
+    bias: Long[Single]
 
 
 class OutputSpec(Strict):
@@ -86,13 +87,13 @@ class Bundle(Strict):
     name: str
     version: Annotated[int, Field(ge=1, lt=10**9)]
     description: str = ""
-    class_names: Annotated[list[str], Field(min_length=2)]
-    class_counts: list[Positive] | None
+    class_names: Annotated[Long[str], Field(min_length=2)]
+    class_counts: Long[Positive] | None
     loss_tau: Annotated[float, Field(ge=0, le=MAX_TAU)]
     temperature: Temperature = 1.0
     default_tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
     input: InputSpec
-    inputs: Annotated[list[InputSpec], Field(min_length=2)] | None = None
+    inputs: Annotated[Long[InputSpec], Field(min_length=2)] | None = None
     output: OutputSpec
     max_batch_rows: Annotated[int, Field(ge=1, le=10**9)] | None = None
     files: dict[str, str]
@@ -105,13 +106,7 @@ class Bundle(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         check_model_name(self.name)
-        seen: set[str] = set()
-        for name in self.class_names:
-            if name in seen:
-                raise ValueError(f"class_names has '{name}' twice; give each class its own name")
-            if not name:
-                raise ValueError("class_names has an empty name; give each class a name")
-            seen.add(name)
+        self._check_class_names()
         if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
             raise ValueError(
                 f"class_counts has {len(self.class_counts)} entries; expected "
@@ -145,6 +140,19 @@ class Bundle(Strict):
             )
         self._check_estimation()
         return self
+
+    def _check_class_names(self) -> None:
+        """Find a name that occurs twice, with many small sets: a large one is copied as it grows,
+        in one call.
+        """
+        seen: list[set[str]] = [set() for _ in range(len(self.class_names) // SLICE + 1)]
+        for name in self.class_names:
+            if not name:
+                raise ValueError("class_names has an empty name; give each class a name")
+            part = seen[hash(name) % len(seen)]
+            if name in part:
+                raise ValueError(f"class_names has '{name}' twice; give each class its own name")
+            part.add(name)
 
     def _check_estimation(self) -> None:
         block = self.estimation
@@ -280,33 +288,22 @@ def versions(model_folder: Path) -> list[int]:
 
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     """Validate the text of a model.json. Raises InvalidBundle naming every wrong field."""
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    document = None
     try:
-        json.loads(text, object_pairs_hook=_each_once)
-    except InvalidBundle as error:
+        document = decode(raw)
+        return Bundle.model_validate(document)
+    except Undecodable as error:
         raise InvalidBundle(f"{where}: {error}") from None
-    except (ValueError, RecursionError):
-        pass  # pydantic reports the place of the fault
-    try:
-        return Bundle.model_validate_json(text)
     except ValidationError as error:
-        found = pydantic_errors(error)
-        shown = [f"{name}: {message}" if name else message for name, message in found[:_MAX_FAULTS]]
-        if len(found) > _MAX_FAULTS:
-            shown.append(f"and {len(found) - _MAX_FAULTS} more faults")
+        found, more = pydantic_errors(error), left_out(error)
+        shown = [f"{name}: {message}" if name else message for name, message in found[:MAX_FAULTS]]
+        more += max(0, len(found) - MAX_FAULTS)
+        if more:
+            shown.append(f"and {more} more faults")
         raise InvalidBundle(f"{where}: {'; '.join(shown)}") from None
-
-
-def _each_once(members: list[tuple[str, Any]]) -> None:
-    """Raise InvalidBundle when an object names a member twice, since either could be meant."""
-    seen: set[str] = set()
-    for name, _ in members:
-        if name in seen:
-            raise InvalidBundle(f"'{name}' occurs twice in one object; keep one of them")
-        seen.add(name)
-
-
-_MAX_FAULTS = 20
-"""The most faults of a model.json that one message lists: there can be one for each class."""
+    finally:
+        release(document)
 
 
 def load_bundle(folder: Path) -> Bundle:

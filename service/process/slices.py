@@ -56,7 +56,7 @@ def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[
             part = value.make(at, min(value.length, at + SLICE))
             yield (comma if at else b"") + encode(part)[1:-1]
         yield value.ends[1:]
-    elif not isinstance(value, (dict, list)) or not value:
+    elif not isinstance(value, (dict, list, tuple)) or not value:
         yield encode(value)
     elif isinstance(value, dict) and (len(value) <= _FEW or _holds_long(value.values())):
         yield b"{"
@@ -64,7 +64,7 @@ def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[
             yield (comma if at else b"") + encode(name) + colon
             yield from _pieces(inner, encode, comma, colon)
         yield b"}"
-    elif isinstance(value, list) and _holds_long(value):
+    elif isinstance(value, (list, tuple)) and _holds_long(value):
         yield b"["
         for at, inner in enumerate(value):
             yield comma if at else b""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from service.contract.portions import Long
 from service.contract.strict import Strict
 
 Array = NDArray[Any]
@@ -53,8 +54,8 @@ class InputStatistics(Strict):
     few rows were seen.
     """
 
-    mean: Annotated[list[float], Field(min_length=1)]
-    sd: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    mean: Annotated[Long[float], Field(min_length=1)]
+    sd: Annotated[Long[Annotated[float, Field(ge=0)]], Field(min_length=1)]
     rows: Annotated[int, Field(ge=1, le=10**15)]
     row_level: Spread | None = None
     row_spread: Spread | None = None

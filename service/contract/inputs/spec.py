@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias, cast
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from service.contract.inputs.familiarity import InputStatistics
+from service.contract.portions import Long
 from service.contract.strict import Strict
 from service.contract.values import Single, between
 
@@ -29,7 +30,7 @@ Color: TypeAlias = Literal["RGB", "BGR", "L"]
 Resize: TypeAlias = (
     Literal["stretch", "crop", "letterbox"]
     | Annotated[int, Field(ge=1, le=16384)]
-    | Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=2, max_length=2)]
+    | Annotated[Long[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=2, max_length=2)]
 )
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
@@ -67,17 +68,17 @@ class InputSpec(Strict):
 
     name: str
     kind: Literal["tensor", "image", "text", "columns"]
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**40)] | None], Field(min_length=1)]
+    shape: Annotated[Long[Annotated[int, Field(ge=1, le=2**40)] | None], Field(min_length=1)]
     dtype: str
     missing: bool = False
     categories: (
-        Annotated[list[str], Field(min_length=1)]
-        | list[int]
-        | list[list[str] | list[int] | None]
+        Annotated[Long[str], Field(min_length=1)]
+        | Long[int]
+        | Long[Long[str] | Long[int] | None]
         | None
     ) = None
     size: (
-        Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
+        Annotated[Long[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
         | None
     ) = None
     color: Color | None = None
@@ -85,8 +86,8 @@ class InputSpec(Strict):
     resample: Resample | None = None
     fill: Annotated[int, Field(ge=0, le=255)] | None = None
     scale: Annotated[float, Field(gt=0), between(1e-30, 1e30)] | None = None
-    mean: list[Single] | None = None
-    std: list[Annotated[float, Field(gt=0), between(1e-30, 1e30)]] | None = None
+    mean: Long[Single] | None = None
+    std: Long[Annotated[float, Field(gt=0), between(1e-30, 1e30)]] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     tokenizer: TokenizerSpec | None = None
     statistics: InputStatistics | None = None

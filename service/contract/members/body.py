@@ -1,6 +1,7 @@
 """The form of a prior in JSON, and the checks of it that need no model (docs/priors.md)."""
 
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,6 +18,7 @@ from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
 from service.contract.members.costs import CostsBody
 from service.contract.members.switch import ContextBody, ScheduleBody
+from service.contract.portions import MORE_FAULTS
 from service.contract.strict import Strict
 
 VectorSpec: TypeAlias = dict[str, float] | list[float] | tuple[float, ...]
@@ -139,6 +141,8 @@ def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == MORE_FAULTS:
+            continue
         if item["type"] == "extra_forbidden":
             message = "unknown member; correct its name, or leave it out"
         elif item["type"] == "missing":
@@ -182,8 +186,14 @@ def _kind(value: object) -> str:
     )
 
 
+_REPR = reprlib.Repr()
+"""Writes the beginning of a value: the whole of a long one would be written in one call."""
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxlevel = 20
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
+
+
 def _short(value: object) -> str:
-    return clip(repr(value))
+    return clip(_REPR.repr(value))
 
 
 def clip(text: str, limit: int = 60) -> str:

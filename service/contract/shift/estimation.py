@@ -13,6 +13,8 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from service.contract.adjustment import Vector, log_normalise
+from service.contract.members.named import SLICE, vector_of
+from service.contract.portions import Long
 from service.contract.shift.sketch import Moments, Sketch
 from service.contract.strict import Strict
 from service.contract.values import Count, Positive, Single, Temperature, between, no_boolean
@@ -27,7 +29,7 @@ class ValidationRows(Strict):
     """The labelled split that the block was measured on."""
 
     rows: Annotated[int, Field(ge=1, le=10**15)]
-    class_counts: list[Count]
+    class_counts: Long[Count]
     repeated: Count | None = None
     """How many rows have the same logits as an earlier row; null where nobody counted."""
 
@@ -39,10 +41,11 @@ class ValidationRows(Strict):
         """
         return self.repeated is not None and self.repeated <= MOST_REPEATED * self.rows
 
-    @property
+    @cached_property
     def fewest(self) -> int:
         """The number of rows of the rarest class."""
-        return min(self.class_counts)
+        counts = self.class_counts
+        return min(min(counts[at : at + SLICE]) for at in range(0, len(counts), SLICE))
 
 
 class SurestRows(Strict):
@@ -59,7 +62,7 @@ class SurestRows(Strict):
     dominant: Positive | None = None
 
 
-Shares = list[Annotated[float, Field(ge=0), between(0, 1e100)]]
+Shares = Long[Annotated[float, Field(ge=0), between(0, 1e100)]]
 
 
 class ClassExcess(Strict):
@@ -100,8 +103,8 @@ class Replicates(Strict):
     temperature: [R]; log_source: [R][C], each row as `Estimation.log_source`.
     """
 
-    temperature: Annotated[list[Temperature], Field(min_length=2)]
-    log_source: list[list[Single]]
+    temperature: Annotated[Long[Temperature], Field(min_length=2)]
+    log_source: Long[Long[Single]]
 
 
 class Estimation(Strict):
@@ -117,13 +120,13 @@ class Estimation(Strict):
     calibration: Literal["none", "temperature", "bias"]
     temperature: Temperature
     temperature_interval: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
-    bias: list[Single]
-    source_prior: list[Positive]
+    bias: Long[Single]
+    source_prior: Long[Positive]
     validation: ValidationRows
     sketch: Annotated[Sketch | Moments, Field(discriminator="statistic")] | None = None
     self_test: SelfTest | None = None
     replicates: Replicates | None = None
-    confusion: list[list[Count]] | None = None
+    confusion: Long[Long[Count]] | None = None
     """[predicted][class] rows of the split, at tau 0."""
 
     @model_validator(mode="after")
@@ -143,7 +146,8 @@ class Estimation(Strict):
                     f"{len(self.replicates.temperature)}, one for each temperature"
                 )
         if self.self_test is not None and self.self_test.class_excess is not None:
-            measured = self.self_test.class_excess.model_dump(exclude={"dominant"}).values()
+            excess = self.self_test.class_excess
+            measured = (excess.training, excess.uniform, excess.reversed, excess.others)
             lengths["self_test.class_excess"] = [len(each) for each in measured if each is not None]
         if self.confusion is not None:
             lengths["confusion"] = [len(self.confusion), *map(len, self.confusion)]
@@ -167,7 +171,7 @@ class Estimation(Strict):
         adjust_logits with it gives logits / T + tau * (log rho - log sigma* + bias), so that
         tau = 0 stays the model's own answer.
         """
-        log_prior = log_normalise(np.log(np.asarray(self.source_prior)) - np.asarray(self.bias))
+        log_prior = log_normalise(np.log(vector_of(self.source_prior)) - vector_of(self.bias))
         log_prior.setflags(write=False)
         return log_prior
 

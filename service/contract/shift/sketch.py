@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from service.contract.adjustment import Vector, softmax
+from service.contract.portions import Long
 from service.contract.strict import Strict
 from service.contract.values import Count, Positive, Single
 
@@ -30,8 +31,8 @@ class Sketch(Strict):
     """
 
     statistic: Literal["energy", "entropy"]
-    edges: Annotated[list[float], Field(min_length=ENERGY_BINS - 1, max_length=ENERGY_BINS - 1)]
-    counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
+    edges: Annotated[Long[float], Field(min_length=ENERGY_BINS - 1, max_length=ENERGY_BINS - 1)]
+    counts: Long[Annotated[Long[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -81,10 +82,10 @@ class Moments(Strict):
     """
 
     statistic: Literal["logits"] = "logits"
-    directions: Annotated[list[list[Single]], Field(default_factory=list)]
-    centre: list[Single]
-    scale: list[Positive]
-    means: list[list[Single]]
+    directions: Annotated[Long[Long[Single]], Field(default_factory=list)]
+    centre: Long[Single]
+    scale: Long[Positive]
+    means: Long[Long[Single]]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

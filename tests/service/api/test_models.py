@@ -16,6 +16,13 @@ def test_a_model_is_shown_as_its_model_json_says(tmp_path, classes):
         model=linear_model(classes=classes),
         class_names=[f'é "{n}"' for n in range(classes)],
         class_counts=[n + 1 for n in range(classes)],
+        estimation={
+            "calibration": "bias",
+            "temperature": 1.0,
+            "bias": [0.0] * classes,
+            "source_prior": [1 / classes] * classes,
+            "validation": {"rows": classes, "class_counts": [1] * classes},
+        },
     )
     with running(tmp_path) as server:
         shown = httpx.get(f"{server.url}/models/many", timeout=60)
