@@ -11,10 +11,10 @@ import orjson
 from numpy.typing import NDArray
 
 from service.api.content import (
-    JSON_TYPES,
     Content,
     in_pool,
     instances_of,
+    is_json,
     is_large,
     rows_of_objects,
 )
@@ -118,7 +118,7 @@ class Adjust:
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
         """Resolve each setting's prior, then queue the instances or answer the given logits."""
         kind = request.content_type
-        if kind not in JSON_TYPES:
+        if not is_json(request):
             raise Problem(
                 "unsupported-media-type",
                 f"content type '{kind[:80]}' is not accepted here; expected application/json",

@@ -3,6 +3,7 @@ tensor.
 """
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -26,6 +27,9 @@ T = TypeVar("T")
 NPY = "application/x-npy"
 _ARRAY_TYPES = frozenset({NPY, "application/octet-stream"})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
+UNCHOSEN_TYPES = frozenset({"application/x-www-form-urlencoded", "text/plain"})
+"""What curl, wget, urllib and fetch send where nobody has chosen a type."""
+_JSON_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]{0,99}\{")
 LARGE_BYTES = 128 * 1024
 """Longer JSON bodies and forms are read in a thread, since they would hold up the event loop."""
 LARGE_ARRAY_BYTES = 2**20
@@ -148,6 +152,14 @@ async def in_pool(
         raise
 
 
+def is_json(request: Request) -> bool:
+    """Whether a body is JSON: by its media type, or by its first byte where nobody chose a type."""
+    kind = request.content_type
+    return kind in JSON_TYPES or (
+        kind in UNCHOSEN_TYPES and _JSON_OBJECT.match(request.body) is not None
+    )
+
+
 def is_large(request: Request) -> bool:
     """Whether a request's body takes so long to parse that the pool should do it."""
     length = len(request.body)
@@ -196,7 +208,7 @@ def rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
     """Turn objects, sent to a model with one input, into its rows. Objects that hold images stay.
 
     An object has a value for each column name, or the row under the name of the input, as
-    TensorFlow Serving takes it. Raises InvalidInput.
+    TensorFlow Serving takes it. An image may be under any one name. Raises InvalidInput.
     """
     spec, names = bundle.input, bundle.column_names
     under_input = all(isinstance(each, dict) and each.keys() == {spec.name} for each in instances)
@@ -205,9 +217,20 @@ def rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
         return rows_by_name(instances, bundle)
     if under_input:
         return [each[spec.name] for each in instances]
-    if spec.kind == "image" or instances[0].keys() == {"b64"}:
+    if spec.kind == "image":
+        return [_only_image(each) for each in instances]
+    if instances[0].keys() == {"b64"}:
         return instances
     raise no_column_names(bundle)
+
+
+def _only_image(instance: Any) -> Any:
+    """The {"b64": …} under the only name of an instance; the instance itself if it is another."""
+    if isinstance(instance, dict) and len(instance) == 1:
+        (value,) = instance.values()
+        if isinstance(value, dict):
+            return value
+    return instance
 
 
 def no_column_names(bundle: Bundle) -> InvalidInput:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from service.api.content import JSON_TYPES, no_column_names, rows_by_name
+from service.api.content import is_json, no_column_names, rows_by_name
 from service.api.edge.request import Answer, Later, Request
 from service.api.predict import Predict
 from service.batching.queue import Entry, Reply
@@ -56,7 +56,7 @@ class Dialect:
         attributes = request.headers.get(_ATTRIBUTES)
         if attributes is not None:  # SageMaker passes this header on, and no query string
             query = _joined(query, attributes.strip().replace(b",", b"&"))
-        if request.content_type in JSON_TYPES:
+        if is_json(request):
             version = int(path["version"]) if "version" in path else None
             model = self._find(path.get("model"), version)
             body = _translated(body, model.bundle)

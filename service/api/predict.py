@@ -15,10 +15,12 @@ from service.api.content import (
     JSON_TYPES,
     LARGE_BYTES,
     NPY,
+    UNCHOSEN_TYPES,
     Content,
     in_pool,
     instances_of,
     instances_of_columns,
+    is_json,
     is_large,
     may_pin,
     rows_of_objects,
@@ -134,7 +136,7 @@ class Predict:
         """Parse a body. Raises the errors of the status table."""
         body, kind, content = request.body, request.content_type, None
         inputs: NDArray[Any] | None = None
-        if kind in JSON_TYPES:
+        if kind in JSON_TYPES or (kind in UNCHOSEN_TYPES and is_json(request)):
             model = self._repository.find(name, parameters.version, body)
             sliced = None
             if len(body) > LARGE_BYTES:

@@ -147,7 +147,7 @@ def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
     """The prior that `--prior` names. Raises the errors of priors and of the store."""
     if Path(text).suffix == ".json":
         try:
-            body = json.loads(Path(text).read_text(encoding="utf-8"))
+            body = json.loads(Path(text).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise OSError(
                 f"--prior {text}: {error.strerror}; expected a JSON file, or the name of a stored "

@@ -152,7 +152,7 @@ def _import(given: Mapping[str, Any], url: str) -> None:
     text = (
         sys.stdin.read()
         if given["file"] == "-"
-        else Path(given["file"]).read_text(encoding="utf-8")
+        else Path(given["file"]).read_text(encoding="utf-8-sig")
     )
     document = parse_document(text)
     with closing(open_store(url)) as store:

@@ -1,5 +1,6 @@
 """The folder of a published model: model.onnx, and model.json, checked."""
 
+import codecs
 import hashlib
 import json
 import re
@@ -289,6 +290,7 @@ def versions(model_folder: Path) -> list[int]:
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     """Validate the text of a model.json. Raises InvalidBundle naming every wrong field."""
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # Windows' editors write it before UTF-8
     document = None
     try:
         document = decode(raw)

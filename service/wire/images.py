@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import math
 import string
 import threading
@@ -76,18 +77,31 @@ def _decoded_pixels(image: "Image", spec: InputSpec) -> NDArray[np.uint8]:
 
 
 def from_base64(text: str, row: int) -> bytearray:
-    """The bytes of base64 text. Raises InvalidImage."""
+    """The bytes of base64 text, which may be broken into lines. Raises InvalidImage."""
+    with contextlib.suppress(binascii.Error, ValueError):
+        return _from_pieces(text)
+    if any(blank in text for blank in string.whitespace):
+        pieces = range(0, len(text), _BASE64_CHARACTERS)
+        with contextlib.suppress(binascii.Error, ValueError):
+            return _from_pieces(
+                "".join("".join(text[at : at + _BASE64_CHARACTERS].split()) for at in pieces)
+            )
+    remedy = "expected A-Z, a-z, 0-9, '+', '/' and padding '='"
+    if text.startswith("data:"):
+        remedy = "it is a data URL; expected only what follows ';base64,'"
+    elif "-" in text or "_" in text:
+        remedy += " (URL-safe base64 has '-' and '_' instead)"
+    raise InvalidImage(f"instance {row}: b64 is not base64; {remedy}")
+
+
+def _from_pieces(text: str) -> bytearray:
+    """The bytes of base64 text in one line. Raises ValueError."""
     found = bytearray()
-    try:
-        for at in range(0, len(text) or 1, _BASE64_CHARACTERS):
-            part = text[at : at + _BASE64_CHARACTERS]
-            found += _decoded(part)
-            if "=" in part and at + _BASE64_CHARACTERS < len(text):
-                raise ValueError("padding within the text")
-    except (binascii.Error, ValueError):
-        raise InvalidImage(
-            f"instance {row}: b64 is not base64; expected A-Z, a-z, 0-9, '+', '/' and padding '='"
-        ) from None
+    for at in range(0, len(text) or 1, _BASE64_CHARACTERS):
+        part = text[at : at + _BASE64_CHARACTERS]
+        found += _decoded(part)
+        if "=" in part and at + _BASE64_CHARACTERS < len(text):
+            raise ValueError("padding within the text")
     return found
 
 

@@ -3,6 +3,7 @@
 Every JSON body is read here: `parse_json` for rows to score, `parse_storable` for what is stored.
 """
 
+import codecs
 import json
 import math
 import re
@@ -65,6 +66,8 @@ def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> An
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if body.startswith(codecs.BOM_UTF8):  # Windows' tools put it before UTF-8 (RFC 8259, 8.1)
+            return parse_json(body[len(codecs.BOM_UTF8) :], limit=limit)
         raise Malformed(f"the body is not JSON: {fault_of(error)}") from None
 
 
@@ -142,7 +145,7 @@ def parse_storable(body: bytes) -> Any:
         check_length(len(body))
     try:
         value = json.loads(
-            body.decode(),
+            body.decode("utf-8-sig"),
             object_pairs_hook=_unique,
             parse_int=_whole,
             parse_float=_finite,

@@ -329,7 +329,7 @@ def _shifted(
 
 def _read_prior(path: Path, *, flag: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise WrongUse(
             f"{flag} {path}: {error.strerror}; expected uniform, training, forward-K, backward-K "

@@ -80,7 +80,7 @@ def read(recipe: str) -> dict[str, Any]:
     if recipe.endswith(".toml"):
         where = recipe
         try:
-            text = Path(recipe).read_text(encoding="utf-8")
+            text = Path(recipe).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise WrongUse(
                 f"--recipe {recipe}: {error.strerror}{nearest_path(Path(recipe))}; expected a TOML "

@@ -6,7 +6,6 @@ answers all other calls.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -21,7 +20,6 @@ from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
 from service.api.oip.request import HEADER_LENGTH
 from service.api.rpc import messages
-from service.api.rpc import open_inference_pb2 as pb
 from service.api.rpc.calls import Context, Refused, answering, detail_of, headers_of
 from service.api.rpc.gather import Gather
 from service.api.rpc.management import Management
@@ -186,10 +184,7 @@ class Front:
                 with self._held(message):
                     answer = await self._scored(await self._read(message), headers)
             except (Refused, Malformed, TooLarge) as error:
-                failed = pb.ModelStreamInferResponse(error_message=str(error))
-                with contextlib.suppress(Malformed, TooLarge):
-                    failed.infer_response.id = messages.parsed(message).id
-                return _serialized(failed)
+                return messages.stream_error(message, str(error))
             return await _off_loop(len(answer[0]), messages.streamed, *answer)
 
         async def read() -> None:

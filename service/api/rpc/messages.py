@@ -7,6 +7,7 @@ The messages of a client usually differ only in their numbers, and so do the ans
 whose other bytes are known from an earlier one is not parsed again.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -278,8 +279,21 @@ def response_of(body: bytes, header_length: int) -> bytes:
 
 def streamed(body: bytes, header_length: int) -> bytes:
     """Translate such an answer to a serialized ModelStreamInferResponse."""
-    inner = response_of(body, header_length)
+    inner = response_of(body, header_length) + _FINAL
     return b"".join((_INFER_RESPONSE, _size(len(inner)), inner))
+
+
+def stream_error(message: bytes, reason: str) -> bytes:
+    """The serialized ModelStreamInferResponse to a request that failed; its id is the request's."""
+    failed = pb.ModelStreamInferResponse(error_message=reason)
+    answer = failed.infer_response
+    with contextlib.suppress(Malformed, TooLarge):
+        request = parsed(message)
+        answer.id, answer.model_name = request.id, request.model_name
+        answer.model_version = request.model_version
+    answer.parameters[FINAL_RESPONSE].bool_param = True
+    found: bytes = failed.SerializeToString()
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -297,6 +311,13 @@ def _kept_header(header: bytes) -> tuple[bytes, tuple[int, ...]]:
         found.outputs.add(name=each["name"], datatype=each["datatype"], shape=each["shape"])
     sizes = tuple(each["parameters"]["binary_data_size"] for each in document["outputs"])
     return found.SerializeToString(), sizes
+
+
+FINAL_RESPONSE = "triton_final_response"
+"""A parameter of every answer in a stream, as of Triton's. Clients wait until it is true."""
+_FINAL: bytes = pb.ModelInferResponse(
+    parameters={FINAL_RESPONSE: pb.InferParameter(bool_param=True)}
+).SerializeToString()
 
 
 def set_parameter(parameter: pb.InferParameter, value: Any) -> None:

@@ -339,6 +339,8 @@ def test_images_may_come_alone_in_a_form_or_in_json(client):
     instances = [{"b64": base64.b64encode(p).decode()} for p in (png(), png(9, 6))]
     body = {"instances": instances, "parameters": parameters}
     assert client.post(url, json=body).json() == form
+    body["instances"] = [{"image_bytes": each} for each in instances]
+    assert client.post("/v1/models/image:predict", json=body).json() == form
     pixels = np.asarray(Image.open(io.BytesIO(png()))).tolist()
     single = client.post(url, json={"instances": [pixels], "parameters": parameters}).json()
     assert single["predictions"] == form["predictions"][:1]

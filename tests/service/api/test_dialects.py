@@ -1,6 +1,8 @@
 """Clients of other servers get the answers of /predict at their own paths."""
 
+import codecs
 import io
+import json
 import re
 
 import httpx
@@ -92,6 +94,39 @@ def test_an_npy_body_is_taken_at_invocations(client):
         "/invocations", content=buffer.getvalue(), headers={"content-type": "application/x-npy"}
     )
     assert len(answer.json()["predictions"]) == len(ROWS)
+
+
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [3, FEATURES], "data": ROWS}
+JSON_CALLS = [
+    ("POST", "/predict", {"instances": ROWS}),
+    ("POST", "/predict", {"instances": ROWS * 600}),  # read in slices
+    ("POST", "/v1/models/linear:predict", {"instances": ROWS}),
+    ("POST", "/v2/models/linear/infer", {"inputs": [TENSOR]}),
+    ("POST", "/models/linear/adjust", {"instances": ROWS, "settings": [{"tau": 0}]}),
+    ("PUT", "/models/linear/priors/marked", {"target": "uniform"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), JSON_CALLS)
+def test_a_byte_order_mark_is_no_part_of_json(client, method, path, body):
+    text, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+    plain = client.request(method, path, content=text, headers=headers)
+    marked = client.request(method, path, content=codecs.BOM_UTF8 + text, headers=headers)
+    assert plain.status_code in {200, 201}, plain.text
+    assert (marked.status_code // 100, marked.json()) == (2, plain.json())
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8"])
+@pytest.mark.parametrize(
+    "path", ["/predict", "/v1/models/linear:predict", "/invocations", "/models/linear/adjust"]
+)
+def test_json_is_taken_with_the_type_that_curl_wget_and_fetch_send_unasked(client, kind, path):
+    body = {"instances": ROWS, **({"settings": [{"tau": 0}]} if "adjust" in path else {})}
+    headers = {"content-type": kind}
+    answer = client.post(path, content=f"\r\n{json.dumps(body)}", headers=headers)
+    assert (answer.status_code, answer.json()) == (200, client.post(path, json=body).json())
+    refused = client.post(path, content="instances=%5B1%5D", headers=headers)
+    assert (refused.status_code, "application/json" in refused.json()["detail"]) == (415, True)
 
 
 @pytest.mark.parametrize(

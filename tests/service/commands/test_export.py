@@ -44,7 +44,8 @@ def run(path, **feeds):
 
 
 def write(folder, prior):
-    (folder / "prior.json").write_text(json.dumps(prior), encoding="utf-8")
+    # as PowerShell writes it, with a byte order mark
+    (folder / "prior.json").write_text(json.dumps(prior), encoding="utf-8-sig")
     return folder / "prior.json"
 
 
@@ -110,6 +111,19 @@ def test_tau_and_the_shift_may_be_inputs_with_defaults(tmp_path, export):
     np.testing.assert_allclose(plain, softmax(x.astype(np.float64) @ w + b), atol=1e-6)
     shifted = run(path, x=x, log_prior_shift=np.zeros(CLASSES, np.float32))["probabilities"]
     np.testing.assert_array_equal(shifted, plain)
+
+
+def test_inputs_have_defaults_in_a_file_of_the_oldest_format_too(tmp_path, export):
+    """CatBoost writes format 3, in which defaults would be constants."""
+    model = linear_model()
+    model.ir_version = 3
+    folder = publish_model(tmp_path / "models", model=model).parent
+    status, path, err = export(folder, "--prior", write(tmp_path, PRIOR), "--tau", 1, "--inputs")
+    assert status == 0, err
+    x = inputs(4)
+    w, b = weights()
+    plain = run(path, x=x, tau=np.zeros(1, np.float32))["probabilities"]
+    np.testing.assert_allclose(plain, softmax(x.astype(np.float64) @ w + b), atol=1e-6)
 
 
 def test_triton_gets_its_configuration_and_the_labels(tmp_path, export):

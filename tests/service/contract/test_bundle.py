@@ -1,5 +1,6 @@
 """The model folder: what model.json may say, that files match it, and atomic publication."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -102,6 +103,14 @@ def test_a_published_folder_loads_as_what_was_published(tmp_path):
     assert (loaded.name, loaded.version, loaded.temperature) == ("pets", 1, 1.5)
     assert loaded.files == {"model.onnx": sha256_of(folder / "model.onnx")}
     assert loaded.provenance == {"seed": 0}
+
+
+def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path):
+    folder = published(tmp_path)
+    manifest = folder / "model.json"
+    plain = load_bundle(folder)
+    manifest.write_bytes(codecs.BOM_UTF8 + manifest.read_bytes())
+    assert load_bundle(folder) == plain
 
 
 def test_each_publication_is_the_next_version_and_leaves_nothing_else(tmp_path):

@@ -220,6 +220,21 @@ def test_base64_of_any_length_is_decoded_or_refused_as_cpython_does(count):
                 assert images.from_base64(changed, 0) == wanted
 
 
+@pytest.mark.parametrize("count", [10, 3000, 1_000_000])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_base64_may_be_broken_into_lines(count, end):
+    data = np.random.default_rng(count).bytes(count)
+    assert images.from_base64(base64.encodebytes(data).decode().replace("\n", end), 0) == data
+
+
+@pytest.mark.parametrize(
+    ("begin", "says"), [("data:image/png;base64,", "only what follows"), ("_-", "URL-safe base64")]
+)
+def test_other_forms_of_base64_are_named(begin, says):
+    with pytest.raises(InvalidImage, match=says):
+        images.from_base64(begin + "aGVsbG8=", 0)
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("size", [(6, 4), (300, 200)])
 def test_a_file_that_was_cut_anywhere_is_refused(form, size):

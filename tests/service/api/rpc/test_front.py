@@ -195,6 +195,22 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(client):
     assert found[2][0].get_response().id == "2"
 
 
+def test_each_answer_of_a_stream_says_that_it_is_the_final_one(server):
+    requests = [pb.ModelInferRequest(model_name=name, id=name) for name in ("linear", "none")]
+    for request in requests:
+        request.inputs.add(name="x", datatype="FP32", shape=[1, FEATURES])
+        request.raw_input_contents.append(inputs(1).tobytes())
+    with grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        answers = call(iter(each.SerializeToString() for each in requests), timeout=30)
+        found = [pb.ModelStreamInferResponse.FromString(each) for each in answers]
+    assert [bool(each.error_message) for each in found] == [False, True]
+    for each, request in zip(found, requests, strict=True):
+        answer = each.infer_response
+        assert (answer.id, answer.model_name) == (request.id, request.model_name)
+        assert answer.parameters["triton_final_response"].bool_param is True
+
+
 def test_rows_of_grpc_and_http_are_counted_alike(client, server):
     def counted():
         return metric(
