@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PROBABILITIES, ADJUSTED_LOGITS = "probabilities", "adjusted_logits"
 CLASS_INDEX, CLASS_PROBABILITY = "class_index", "class_probability"
 TAU, SHIFT = "tau", "log_prior_shift"
+_DEFAULTS_IR = 4
+"""The first version of the file format in which defaults of inputs are no constants."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def bake(
     ranking.rank(nodes, RankingTensors(adjusted, one, names.class_index, names.class_probability))
     info = helper.make_tensor_value_info
     if as_inputs:  # an initializer with the name of an input is the input's default
+        model.ir_version = max(model.ir_version, _DEFAULTS_IR)
         graph.input.append(info(names.tau, TensorProto.FLOAT, [1]))
         graph.input.append(info(names.shift, TensorProto.FLOAT, [len(shift)]))
     del graph.output[:]

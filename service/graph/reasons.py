@@ -33,6 +33,13 @@ _WHOSE_DOMAINS = {
     "org.pytorch.aten": "PyTorch itself: export the model with torch.onnx.export(dynamo=True) or "
     "a newer opset",
 }
+_WHOSE_OPERATORS = {
+    "Solve": "skl2onnx writes it for a Gaussian process: export another classifier, such as an SVC "
+    "in CalibratedClassifierCV",
+}
+_NO_NEIGHBOUR = re.compile(
+    r"its node ArrayFeatureExtractor\b.*index is out of range: Y\[\d+\] \(-1\)"
+)
 
 
 def first_line(error: Exception) -> str:
@@ -48,6 +55,19 @@ def first_line(error: Exception) -> str:
         name = f" '{found['name']}'" if found["name"] else ""
         line = f"its node {found['op']}{name}: {line[found.end() :]}"
     return _IN_SOURCE.sub("", line).strip()
+
+
+def remedy_of_rows(why: str) -> str:
+    """What to do where a graph accepts no row, as a sentence. why: what `first_line` says of it."""
+    if _NO_NEIGHBOUR.match(why):
+        return (
+            "For a RadiusNeighborsClassifier, skl2onnx gives the index -1 to points outside the "
+            "radius, and onnxruntime refuses it: export a KNeighborsClassifier"
+        )
+    return (
+        "Run a row of the training data with onnxruntime.InferenceSession(FILE).run; if that "
+        "fails, too, export the model again with a newer converter"
+    )
 
 
 def refusal(error: Exception) -> str:
@@ -94,7 +114,8 @@ def _no_operator(message: str) -> str | None:
     whose = _WHOSE_DOMAINS.get(domain)
     if whose is not None:
         return f"{lacks} of the domain '{domain}'. Its operators are those of {whose}"
-    return (
-        f"{lacks} of the domain '{domain}': export the model with standard operators of ONNX "
-        "only, or do that step before the request"
+    remedy = _WHOSE_OPERATORS.get(
+        parts["op"],
+        "export the model with standard operators of ONNX only, or do that step before the request",
     )
+    return f"{lacks} of the domain '{domain}': {remedy}"

@@ -136,6 +136,20 @@ def support_vectors_of_opset_9(folder: Path) -> Foreign:
     return dataclasses.replace(found, tolerance=1e-4)
 
 
+@builder
+def opset_9_named_twice(folder: Path) -> Foreign:
+    """skl2onnx writes two entries for the standard operators."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = sklearn(folder, LogisticRegression(), zipmap=False)
+    model = onnx.load(found.path)
+    others = [o for o in model.opset_import if o.domain]
+    del model.opset_import[:]
+    model.opset_import.extend([*others, *[helper.make_opsetid("", 9)] * 2])
+    save(folder, model)
+    return found
+
+
 def text_pipeline(folder: Path, shape: list[int | None]) -> Foreign:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import StringTensorType

@@ -15,7 +15,7 @@ from service.commands.importing.preprocessing import image_fields
 from service.commands.importing.refusal import ImportRefused
 from service.contract.inputs.columns import fields
 from service.contract.inputs.spec import RECORD, InputSpec
-from service.graph.reasons import first_line
+from service.graph.reasons import first_line, remedy_of_rows
 from service.graph.trial import random_rows
 
 Array = NDArray[Any]
@@ -96,7 +96,7 @@ def try_rows(run: Run, spec: InputSpec) -> Trial:
     if runs is None:
         raise ImportRefused(
             f"the model accepts none of the random rows that were tried: {why.rstrip('.')}"
-            + (_FREE_REMEDY if _is_free(spec) else "")
+            + (_FREE_REMEDY if _is_free(spec) else f". {remedy_of_rows(why)}")
         )
     return runs
 

@@ -120,6 +120,7 @@ def read(path: Path) -> OnnxFile:
     old = opset is not None and opset < foreign_graph.MIN_OPSET
     if old:
         assert opset is not None
+        _name_opset_once(model, opset)
         model = _converted(_inlined(model), opset)
     changed = [old, rewrite.widen_bfloat16(model), rewrite.narrow_zip_maps(model)]
     return OnnxFile(path, _inputs(model.graph), external, opset, model, any(changed), mended)
@@ -131,9 +132,14 @@ def handles_missing(model: onnx.ModelProto) -> bool:
 
     An SVM, and trees without such a branch, also return finite numbers for NaN, but these are
     meaningless. CatBoost is the exception: it puts a missing value below every border, and its
-    files test whether a number is above a border, which NaN is not.
+    files test whether a number is above a border, which NaN is not. skl2onnx's PowerTransformer has
+    an Imputer, too: it fills in the powers that are undefined, and so hides a missing value.
     """
-    for node in model.graph.node:
+    powers: set[str] = set()
+    for node in model.graph.node:  # in order: a node comes after those whose outputs it reads
+        if node.op_type == "Pow" or powers & set(node.input):
+            powers.update(node.output)
+            continue
         if node.op_type in {"Imputer", "IsNaN"}:
             return True
         if node.op_type.startswith("TreeEnsemble"):
@@ -244,6 +250,15 @@ def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphI
 def opset_of(model: onnx.ModelProto) -> int | None:
     """The opset of the standard operators; None when the graph names none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+
+
+def _name_opset_once(model: onnx.ModelProto, opset: int) -> None:
+    """Leave one entry for the standard operators: skl2onnx may write several, and the converter
+    changes only the first.
+    """
+    others = [o for o in model.opset_import if o.domain not in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.helper.make_opsetid("", opset), *others])
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,6 +18,8 @@ Array = NDArray[Any]
 Form: TypeAlias = Literal["table", "flatten", "column", "columns"]
 _SUM_TOLERANCE = 5e-3
 """Allowed distance of a row's sum from 1: half-precision probabilities sum to 1 only roughly."""
+_ROUNDED_TOLERANCE = 0.1
+"""Such a distance shows probabilities of 8 bits, since independent scores have any sum."""
 _LABELS_TOLERANCE = 0.25
 """The largest share of random rows whose label may differ from the largest score.
 
@@ -229,6 +231,12 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
         return "probabilities"
     if _is_probabilities(values / 100):
         return "percent"
+    if between and np.abs(values.sum(axis=1) - 1).max() <= _ROUNDED_TOLERANCE:
+        raise ImportRefused(
+            f"output '{name}' is between 0 and 1, and its rows sum to 1 only roughly: rounded "
+            "probabilities, as of a quantised softmax. Leave the softmax out of the quantisation "
+            "(nodes_to_exclude), or give --output-kind probabilities"
+        )
     if between:
         raise ImportRefused(
             f"output '{name}' is between 0 and 1, but its rows do not sum to 1: "

@@ -151,8 +151,11 @@ class _Edit:
         return name
 
     def output(self, tensor: str) -> str:
+        """Make a tensor of any float type an output of float32; return the output's name."""
         name = unused_name(self.graph, "class_scores")
-        self.graph.node.append(helper.make_node("Identity", [tensor], [name], name=name))
+        self.graph.node.append(
+            helper.make_node("Cast", [tensor], [name], name=name, to=TensorProto.FLOAT)
+        )
         self.graph.output.append(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None])
         )

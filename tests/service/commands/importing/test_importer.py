@@ -254,6 +254,21 @@ def reserved_name(model):
     model.graph.input[0].name = model.graph.node[0].input[0] = "adjustment.tau"
 
 
+def lacking_solve(model):
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Solve", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def without_neighbours(model):
+    """What skl2onnx writes for a training point outside the radius of a row."""
+    rank = ("ArrayFeatureExtractor", ["w", "outside"], ["picked"])
+    model.graph.node.insert(0, helper.make_node(*rank, domain="ai.onnx.ml"))
+    model.graph.node.append(helper.make_node("Sub", ["picked", "picked"], ["unused"]))
+    model.graph.initializer.append(helper.make_tensor("outside", TensorProto.INT64, [1], [-1]))
+    model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, None))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+
+
 def leaving_data(model):
     tensor = model.graph.initializer[0]
     tensor.data_location = TensorProto.EXTERNAL
@@ -275,6 +290,11 @@ def leaving_data(model):
         (two_meanings, "several outputs could be meant: logits, minus; choose one with --output"),
         (independent_scores, "'scores' is between 0 and 1, but its rows do not sum to 1"),
         (broken_node, "has no operator 'NoSuchOperator' in opset 20: export the model"),
+        (lacking_solve, "skl2onnx writes it for a Gaussian process: export another classifier"),
+        (
+            without_neighbours,
+            "the radius, and onnxruntime refuses it: export a KNeighborsClassifier",
+        ),
         (reserved_name, "names that begin with 'adjustment.' are reserved"),
         (leaving_data, "external data '../../outside.bin' of 'w' leaves the folder"),
     ],

@@ -266,3 +266,67 @@ def test_an_imputer_of_one_column_makes_missing_values_of_that_column_known(impo
     status, bundle, err = import_file(save(tmp_path, model))
     assert status == 0, err
     assert bundle.input.missing
+
+
+def test_rounded_probabilities_are_not_taken_for_independent_scores():
+    values = softmax(np.random.default_rng(0).normal(size=(32, 4)) * 3)
+    rounded = {"p": (np.round(values * 127) / 127).astype(np.float32)}
+    with pytest.raises(ImportRefused, match="as of a quantised softmax"):
+        choose_output(rounded, rows=32, wanted=None, kind=None, classes=4)
+    found = choose_output(rounded, rows=32, wanted=None, kind="probabilities", classes=4)
+    assert found.kind == "probabilities"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_imputer_within_a_power_transform_takes_no_missing_values(import_file, tmp_path):
+    """scikit-learn's own pipeline refuses them; the converted one answers as if they were 0."""
+    from skl2onnx import to_onnx
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PowerTransformer
+
+    x, y = training_set()
+    pipeline = make_pipeline(PowerTransformer(), LogisticRegression()).fit(x, y)
+    status, bundle, err = import_file(save(tmp_path, to_onnx(pipeline, x[:1])))
+    assert status == 0, err
+    assert not bundle.input.missing
+
+
+@pytest.mark.parametrize("form", ["flatten", "columns"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_forms_of_any_float_type_are_published_as_plain_classifiers(
+    import_file, tmp_path, form, dtype
+):
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    make, value = helper.make_node, helper.make_tensor_value_info
+    nodes, names = [make("MatMul", ["x", "w"], ["logits"])], ["scores"]
+    if form == "flatten":
+        nodes.append(make("Reshape", ["logits", "shape"], names))
+    else:
+        names = ["a", "b", "c"]
+        nodes.append(make("Softmax", ["logits"], ["p"]))
+        nodes.append(make("Split", ["p"], names, axis=1, num_outputs=3))
+    width = [1] if form == "columns" else [3, 1, 1]
+    w = np.random.default_rng(0).normal(size=(4, 3)).astype(dtype)
+    graph = helper.make_graph(
+        nodes,
+        "odd",
+        [value("x", kind, ["n", 4])],
+        [value(name, kind, ["n", *width]) for name in names],
+        [
+            numpy_helper.from_array(w, "w"),
+            numpy_helper.from_array(np.array([-1, 3, 1, 1]), "shape"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    status, bundle, err = import_file(save(tmp_path, model), *named(tmp_path, NAMES))
+    assert status == 0, err
+    (path,) = (tmp_path / "imported").rglob("model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).normal(size=(5, 4)).astype(dtype)
+    (found,) = session.run([bundle.output.name], {"x": x})
+    wanted = x.astype(np.float64) @ w.astype(np.float64)
+    wanted = wanted if bundle.output.kind == "logits" else softmax(wanted)
+    np.testing.assert_allclose(found, wanted, atol=1e-2 if dtype == np.float16 else 1e-6)
