@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from service.contract.bundle import Bundle
+from service.priors import feed
+from service.priors.orders import model_orders
+from service.priors.priors import Priors
 from tests.support.postgres import Postgres, servers
 from tests.support.priors import make_bundle
 
@@ -39,3 +42,11 @@ def sqlite_url(tmp_path: Path) -> str:
 @pytest.fixture
 def pets() -> Bundle:
     return make_bundle()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store or worker that is slow on a busy machine counts as away only after a minute."""
+    monkeypatch.setattr(model_orders, "SEEN_SECONDS", 60.0)
+    monkeypatch.setattr(feed, "STALLED_SECONDS", 60.0)
+    monkeypatch.setitem(Priors.__init__.__kwdefaults__, "answer_seconds", 60.0)

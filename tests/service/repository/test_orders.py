@@ -9,10 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.priors import feed
-from service.priors.orders import model_orders, wishes
+from service.priors.orders import wishes
 from service.priors.orders.wishes import AS_SET
-from service.priors.priors import Priors
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import open_store
 from service.server import create_app
@@ -20,17 +18,11 @@ from service.settings import Settings
 from tests.support.server import metric
 from tests.support.small_models import inputs, linear_model, publish_model
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PREDICT = "/models/linear/predict"
 BODY = {"instances": inputs(1).tolist()}
 LOAD, UNLOAD = (f"/v2/repository/models/linear/{verb}" for verb in ("load", "unload"))
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """A worker that is slow on a busy machine has not ended, and neither has its store."""
-    monkeypatch.setattr(model_orders, "SEEN_SECONDS", 60.0)
-    monkeypatch.setattr(feed, "STALLED_SECONDS", 60.0)
-    monkeypatch.setitem(Priors.__init__.__kwdefaults__, "answer_seconds", 60.0)
 
 
 def publish_version(models, version):

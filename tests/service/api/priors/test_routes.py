@@ -21,6 +21,8 @@ from service.repository.on_demand import UnknownModel
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PRIOR = {"target": {"cat": 1, "dog": 2, "lynx": 3}}
 ROUTE = "/models/pets/priors"
 
