@@ -24,6 +24,8 @@ from service.priors.store import open_store
 from tests.support.eventually import eventually_async
 from tests.support.priors import make_bundle
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 PETS = make_bundle()
 NAMES = st.sampled_from(["default", "winter"])
 TARGETS = st.tuples(*[st.integers(1, 3)] * 3)
