@@ -66,9 +66,13 @@ def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> An
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        if body.startswith(codecs.BOM_UTF8):  # Windows' tools put it before UTF-8 (RFC 8259, 8.1)
-            return parse_json(body[len(codecs.BOM_UTF8) :], limit=limit)
-        raise Malformed(f"the body is not JSON: {fault_of(error)}") from None
+        fault = fault_of(error)
+    if body.startswith(codecs.BOM_UTF8):  # one mark, as Windows' tools write it (RFC 8259, 8.1)
+        try:
+            return orjson.loads(memoryview(body)[len(codecs.BOM_UTF8) :])
+        except orjson.JSONDecodeError as error:
+            fault = fault_of(error)
+    raise Malformed(f"the body is not JSON: {fault}")
 
 
 def fault_of(error: orjson.JSONDecodeError) -> str:

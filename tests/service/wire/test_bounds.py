@@ -188,6 +188,15 @@ def test_a_long_body_to_be_stored_is_read_as_strictly_as_a_short_one(odd):
             parse_storable(b'{"target": [' + filling + odd + b", 1]}")
 
 
+@pytest.mark.parametrize("parse", [parse_json, parse_storable])
+@pytest.mark.parametrize("marks", [2, 5000])
+def test_one_byte_order_mark_is_skipped_and_more_are_no_json(parse, marks):
+    """A body of nothing else must neither be copied for each mark nor exhaust the stack."""
+    assert parse(b"\xef\xbb\xbf[1]") == [1]
+    with pytest.raises(Malformed):
+        parse(b"\xef\xbb\xbf" * marks + b"[1]")
+
+
 def test_a_long_body_to_be_stored_is_what_it_says():
     rest = b'1, 2.5, -0.0, 1e300, 18446744073709551616, "\xc3\xa9", "\\u00e9", null, true'
     short, long = (
