@@ -24,7 +24,9 @@ LOCK_FILE = "lock"
 WHOLE = "[0-9]*-[0-9]*.parquet"
 """The names of finished part files."""
 STARTED = ".*.parquet.*"
-"""The names of files that a process was writing when it ended."""
+"""The names of files that are being written, the answers and the facts included. One that is left
+was being written when its process ended.
+"""
 
 
 @dataclass(frozen=True)
