@@ -1,8 +1,9 @@
 """No request is left without an answer, in whatever order requests, loop and thread take turns.
 
 The real batcher runs on a loop and a thread that the test steps by hand. A search visits every
-state that some order of the steps leads to. From each state it lets the loop and the thread finish,
-and then every request must have had its reply once, and nothing may be queued, running or held.
+state that some order of the steps leads to. Wherever the loop and the thread have nothing left to
+do, every request must have had its reply once, and nothing may be queued, running or held. From
+each state, the steps of the loop and the thread alone must lead there.
 """
 
 import asyncio
@@ -186,7 +187,7 @@ class World:
     # -- steps
 
     def steps(self):
-        """The names of the steps that can be taken now."""
+        """The names of the steps that can be taken now, beside the inner ones."""
         found = []
         if len(self.entries) < len(self.scenario["requests"]):
             found.append(("arrive",))
@@ -197,9 +198,10 @@ class World:
             found.append(("close",))
         if self.scenario.get("late") and self.now == STARTED:
             found.append(("late",))
-        return found + self._inner_steps() + self._rude_steps()
+        return found + self._rude_steps()
 
-    def _inner_steps(self):
+    def inner_steps(self):
+        """The names of the steps that the loop and the thread can take now, by themselves."""
         found = [("loop",)] if self.loop.ready else []
         found += [("wake",)] if self.loop.woken else []
         for at, thread in enumerate(self.threads):
@@ -207,6 +209,8 @@ class World:
                 found.append(("report", at))
             elif thread.batches and not thread.is_over:
                 found.append(("take", at))
+        if self._has_to_drain():
+            found.append(("go_on_draining",))
         return found
 
     def _rude_steps(self):
@@ -231,34 +235,42 @@ class World:
 
     def take(self, step):
         name, *at = step
-        if name == "arrive":
-            self._arrive(len(self.entries))
-        elif name == "loop":
-            callback, arguments = self.loop.ready.popleft()
-            callback(*arguments)
-        elif name == "wake":
-            self.loop.ready.append(self.loop.woken.popleft())
-        elif name == "expire":
-            (timer,) = [t for t in self.loop.timers if t.arguments == (self.entries[at[0]],)]
-            timer.fire()
-        elif name == "leave":
-            caller = self.entries[at[0]].caller
-            if isinstance(caller, Client):
-                caller.disconnected = True
-            else:
-                self.entries[at[0]].ask.cancel()
-        elif name == "drain":
-            self.draining = self.batcher.drain()
-            self._go_on_draining()
-        elif name == "close":
-            self.is_closed = True
-            self.batcher.close()
-        elif name == "late":
-            self.now += 2
-        else:
+        if name in ("take", "report"):
             getattr(self.threads[at[0]], name)()
+        else:
+            getattr(self, f"_{name}")(*at)
 
-    def _arrive(self, number):
+    def _loop(self):
+        callback, arguments = self.loop.ready.popleft()
+        callback(*arguments)
+
+    def _wake(self):
+        self.loop.ready.append(self.loop.woken.popleft())
+
+    def _expire(self, at):
+        (timer,) = [t for t in self.loop.timers if t.arguments == (self.entries[at],)]
+        timer.fire()
+
+    def _leave(self, at):
+        caller = self.entries[at].caller
+        if isinstance(caller, Client):
+            caller.disconnected = True
+        else:
+            self.entries[at].ask.cancel()
+
+    def _drain(self):
+        self.draining = self.batcher.drain()
+        self._go_on_draining()
+
+    def _close(self):
+        self.is_closed = True
+        self.batcher.close()
+
+    def _late(self):
+        self.now += 2
+
+    def _arrive(self):
+        number = len(self.entries)
         rows, options = self.scenario["requests"][number]
         inputs = np.full((rows, options.get("width", 2)), options.get("value", 1.0), np.float32)
         limited = options.get("hard") or options.get("soft")
@@ -302,7 +314,7 @@ class World:
         if again and len(self.entries) < len(self.scenario["requests"]) + again:
             self.scenario = {**self.scenario, "again": again - 1}
             self.scenario["requests"] = [*self.scenario["requests"], (1, {})]
-            self._arrive(len(self.entries))
+            self._arrive()
 
     # -- what a state is, and what must hold when all is done
 
@@ -350,18 +362,6 @@ class World:
     @staticmethod
     def _outcome(entry):
         return isinstance(entry.ask, Future) and repr(type(entry.ask.outcome))
-
-    def finish(self):
-        """Let only the loop and the thread take their remaining steps."""
-        for _ in range(200):
-            steps = self._inner_steps()
-            if not steps and not self._has_to_drain():
-                return
-            if steps:
-                self.take(steps[0])
-            else:
-                self._go_on_draining()
-        raise AssertionError("it goes on for ever")
 
     def check(self):
         """Every request that arrived was answered once, and nothing of it is left."""
@@ -471,20 +471,54 @@ def test_every_request_is_answered_once_in_whatever_order_loop_and_thread_go_on(
     caplog.set_level("CRITICAL")
     monkeypatch.setattr(asyncio, "get_running_loop", lambda: WORLD[0].loop)
     monkeypatch.setattr(batching, "GraphThread", _thread)
-    scenario = SCENARIOS[name]
-    seen, paths = set(), deque([()])
+    following = visit(SCENARIOS[name])
+    assert len(following) > 40
+    assert_none_goes_on_for_ever(following)
+
+
+def visit(scenario):
+    """Check every state; return each with the one after its first inner step, or None at rest.
+
+    A world goes on with the first step that can be taken. For the others, the path to them is
+    walked anew in another world.
+    """
+    following, paths = {}, [()]
     while paths:
-        path = paths.popleft()
-        world = world_after(path, scenario)
-        key = world.key()
-        if key in seen:
-            continue
-        seen.add(key)
-        assert len(seen) < MAX_STATES
-        paths.extend((*path, step) for step in world.steps())
-        world.finish()
-        try:
-            world.check()
-        except AssertionError as error:
-            raise AssertionError(f"after {path}: {error}") from error
-    assert len(seen) > 40
+        path = paths.pop()
+        world, inner, before = world_after(path, scenario), [], None
+        while True:
+            state = world.key()
+            if inner:
+                following[before] = state
+            if state in following:
+                break
+            following[state] = None
+            assert len(following) < MAX_STATES
+            inner = world.inner_steps()
+            if not inner:
+                check_after(path, world)
+            first, *others = [*inner, *world.steps(), None]
+            if first is None:
+                break
+            paths.extend((*path, step) for step in others[:-1])
+            path, before = (*path, first), state
+            world.take(first)
+    return following
+
+
+def check_after(path, world):
+    try:
+        world.check()
+    except AssertionError as error:
+        raise AssertionError(f"after {path}: {error}") from error
+
+
+def assert_none_goes_on_for_ever(following):
+    ending = {None}
+    for start in following:
+        state, way = start, set()
+        while state not in ending:
+            assert state not in way, "it goes on for ever"
+            way.add(state)
+            state = following[state]
+        ending |= way
