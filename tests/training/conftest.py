@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.torch_exports import read_operators_once
 from training.commands.cli import main
 
 torch.set_num_threads(1)
+read_operators_once()
 
 CLASSES = 12
 FEATURES = 6
