@@ -5,11 +5,12 @@ hang up or stall, and a service without free descriptors.
         [--connections 8] [--heavy] [--out FILE.json]
 
 It starts a service on loopback, and stops after this many requests or seconds. Each request is sent
-in six ways: whole on a new connection, again with a header block that is already known, chunked, as
-HTTP/1.0, three times in a row, and cut at random places. All answers must be equal. Streams of
-altered bytes are sent in different cuts, and must get the same answers each time. `--heavy` also
-sends the largest bodies and answers of every kind, one at a time. A valid request is repeated in
-between, and its answer must stay the same.
+in seven ways: whole on a new connection, again with a header block that is already known, chunked,
+as HTTP/1.0, as HTTP/1.0 three times on a connection that it asks to keep, three times in a row, and
+cut at random places. All answers must be equal. Streams of altered bytes are sent in different
+cuts, and must get the same answers each time. `--heavy` also sends the largest bodies and answers
+of every kind, one at a time. A valid request is repeated in between, and its answer must stay the
+same.
 
 The exit status is 1 after a 5xx, a difference, a smuggled request, a wrong answer, an event loop
 that was held for more than 50 ms, or memory that does not return to within 10 MiB. Before a run
@@ -51,6 +52,7 @@ MAX_ROUNDS = 6
 TRIM_SECONDS = 1.0
 """Seconds after a large request until the service has returned the freed memory."""
 _ANSWER_SECONDS = 60.0
+_THRICE = ("HTTP/1.0, kept", "pipelined")
 _HELD = "the event loop was held for"
 _RESET = struct.pack("ii", 1, 0)
 _GOOD = inputs.Request(
@@ -232,6 +234,7 @@ class Hostile:
             "known": self._again(whole),
             "chunked": self.exchange([request.chunked(self._rng)]),
             "HTTP/1.0": self.exchange([request.whole(b"HTTP/1.0")]),
+            "HTTP/1.0, kept": self.exchange([request.kept() * 3]),
             "pipelined": self.exchange([whole * 3]),
             "cut": self.exchange(self._cut(whole)),
         }
@@ -241,7 +244,7 @@ class Hostile:
             self._record(whole, answers)
             if expected is None:
                 expected = answers
-            elif answers != expected * (3 if name == "pipelined" else 1):
+            elif answers != expected * (3 if name in _THRICE else 1):
                 self.found.differences.append(
                     f"{name}: {_shown(answers)} for {_shown(expected)} to {whole[:500]!r}"
                 )

@@ -21,6 +21,7 @@ from tests.support.small_models import FEATURES
 SMUGGLED = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
 JSON = b"application/json"
 NPY = b"application/x-npy"
+_KEEPS = (b"Connection", b"Keep-Alive")
 FORM = b"multipart/form-data; boundary=b"
 OCTETS = b"application/octet-stream"
 Headers = list[tuple[bytes, bytes]]
@@ -53,6 +54,7 @@ _SCRAPS = (
     b"0\r\n\r\n",
     b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
     b"HTTP/1.0",
+    b"HTTP/1.0\r\nConnection: keep-alive\r\n",
     b"#",
     b"%00",
     b"Host: y\r\n",
@@ -71,6 +73,11 @@ class Request:
     def whole(self, version: bytes = b"HTTP/1.1") -> bytes:
         """The bytes of the request with a Content-Length."""
         return self._head(version, (b"Content-Length", b"%d" % len(self.body))) + self.body
+
+    def kept(self) -> bytes:
+        """The bytes as HTTP/1.0, asking to keep the connection."""
+        kept = Request(self.method, self.target, [*self.headers, _KEEPS], self.body)
+        return kept.whole(b"HTTP/1.0")
 
     def chunked(self, rng: random.Random) -> bytes:
         """The bytes of the request in chunks of random size, with a trailer that must be

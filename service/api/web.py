@@ -83,7 +83,9 @@ class _Compressing(GZipMiddleware):
         if scope["type"] != "http" or scope["path"].startswith("/v2"):
             await self.app(scope, receive, send)
         elif accepts_gzip(scope["headers"]):
-            await _Gzip(self.app, self.minimum_size, compresslevel=1)(scope, receive, send)
+            gzip = _Gzip(self.app, self.minimum_size, compresslevel=1)
+            gzip.takes_chunks = scope.get("http_version") != "1.0"
+            await gzip(scope, receive, send)
         else:
             headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
             await super().__call__({**scope, "headers": headers}, receive, send)
@@ -94,16 +96,23 @@ class _Gzip(GZipResponder):
     allows no more. Starlette starts threads of its own.
     """
 
+    takes_chunks = True
+    """Whether the client reads chunks. An answer in parts has no length once it is compressed."""
+    _in_parts = False
+
     async def apply_compression(self, body: bytes, *, more_body: bool) -> bytes:
         """Compress one part of an answer."""
+        self._in_parts = self._in_parts or more_body
+        if self._in_parts and not self.takes_chunks:
+            return body
         if len(body) < self.thread_minimum_size:
             return self._compress_body(body, more_body)
         return await asyncio.to_thread(self._compress_body, body, more_body)
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Make the response for a problem, under /v2 in the form of the Open Inference Protocol."""
-    oip = _path(request).startswith("/v2")
+    """Make the response for a problem, with the member `error` where the protocol has it."""
+    oip = _path(request).startswith(("/v2", "/v1/models"))
     return Response(
         problem.body(oip=oip),
         status_code=problem.status,

@@ -111,7 +111,7 @@ class Edge:
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", request_id),
-            *self._closing(),
+            *self._persistence(scope, receive),
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -143,7 +143,7 @@ class Edge:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode("latin-1")),
-                    *self._closing(),
+                    *self._persistence(scope, receive),
                 ]
             if not message.get("more_body", False) and message["type"] == "http.response.body":
                 self._count(scope, status, begun, request_id)
@@ -174,8 +174,14 @@ class Edge:
             return given
         return self._root_path
 
-    def _closing(self) -> list[tuple[bytes, bytes]]:
-        return [(b"connection", b"close")] if self.draining else []
+    def _persistence(self, scope: Scope, receive: Receive) -> list[tuple[bytes, bytes]]:
+        """The header that says whether the connection stays open, where its client needs it."""
+        if self.draining:
+            return [(b"connection", b"close")]
+        cycle = getattr(receive, "__self__", None)
+        if scope.get("http_version") == "1.0" and getattr(cycle, "keep_alive", False):
+            return [(b"connection", b"keep-alive")]
+        return []
 
     def _count(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
         try:

@@ -67,6 +67,8 @@ class FramedProtocol(HttpToolsProtocol):
     """Bytes received since the parser last completed a head, a part of a body or a message."""
     _progressed = False
     """Whether the last bytes completed a part of a body or a message."""
+    _closes = False
+    """Whether an HTTP/1.0 request has the connection option `close`."""
     _body_left = 0
     """Bytes of this message's body that are still to come, if a length was declared."""
     _events = 0
@@ -225,6 +227,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.mid_message = self._in_head = True
         self._dropped = self._ended or self.transport.is_closing()
         self._head_bytes, self._body_left, self._handed_over = 0, 0, False
+        self._closes = False
         self.url = b""
         self.headers = []  # a new list for each request; `slow_clients` compares by identity
         self.expect_100_continue = False
@@ -295,7 +298,7 @@ class FramedProtocol(HttpToolsProtocol):
         self._events += _MESSAGE_EVENTS
         if self._dropped:
             return
-        if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
+        if self._closes or not self.parser.should_keep_alive():
             self._ended = True  # bytes after the last request of a connection are ignored
         self.end_message()
 
@@ -328,6 +331,8 @@ class FramedProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
         super().on_headers_complete()
+        if self.cycle.scope["http_version"] == "1.0":  # uvicorn would always close
+            self.cycle.keep_alive = self.parser.should_keep_alive() and not self._closes
         self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
         self._handed_over = True
         if not self.pipeline or self.pipeline[0][0] is not self.cycle:
@@ -469,6 +474,13 @@ class FramedProtocol(HttpToolsProtocol):
             return fault
         if version == "1.0":
             self.expect_100_continue = False
+            # The parser keeps such a connection if any option is keep-alive. Close has priority
+            # (RFC 9112, 9.3).
+            self._closes = any(
+                b"close" in map(bytes.strip, value.lower().split(b","))
+                for name, value in self.headers
+                if name == b"connection"
+            )
         return self._target_fault()
 
     def _field_fault(self, version: str) -> str | None:

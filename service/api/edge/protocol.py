@@ -3,7 +3,7 @@
 A request takes the fast path when it is a POST of a scoring route and arrives complete with its
 first bytes. If its header block is known from an earlier request (`known_headers`), the parser is
 skipped too. uvicorn answers every other request through ASGI, including unusual ones (pipelined,
-chunked, HTTP/1.0, `Expect`, a slow reader).
+chunked, `Expect`, a slow reader).
 """
 
 import asyncio
@@ -34,13 +34,18 @@ class _ScoringCycle:
     All scoring requests of a connection share one object.
     """
 
-    __slots__ = ("disconnected", "keep_alive", "response_complete")
+    __slots__ = ("disconnected", "is_old", "keep_alive", "response_complete")
 
     message_event = _NoEvent()
 
     def __init__(self) -> None:
-        self.response_complete = self.disconnected = False
+        self.response_complete = self.disconnected = self.is_old = False
         self.keep_alive = True
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """The part of an ASGI scope that says whether the client reads interim answers."""
+        return {"http_version": "1.0" if self.is_old else "1.1"}
 
 
 class ScoringProtocol(FramedProtocol):
@@ -109,9 +114,8 @@ class ScoringProtocol(FramedProtocol):
             return
         self._whole = self.headers
         head = Head(self.headers, len(self._body))
-        self._begin(
-            match, self._query, head, self._body, keep_alive=self.parser.should_keep_alive()
-        )
+        is_old = self.parser.get_http_version() == "1.0"
+        self._begin(match, self._query, head, self._body, keep_alive=not self._ended, is_old=is_old)
 
     def hand_over(self) -> None:
         """Let uvicorn answer the request, from the part that has arrived on."""
@@ -128,13 +132,20 @@ class ScoringProtocol(FramedProtocol):
         super().refuse(kind, detail)
 
     def _begin(
-        self, match: Match, query: bytes, head: Head, body: bytes, *, keep_alive: bool
+        self,
+        match: Match,
+        query: bytes,
+        head: Head,
+        body: bytes,
+        *,
+        keep_alive: bool,
+        is_old: bool = False,
     ) -> None:
-        """Answer a complete scoring request."""
+        """Answer a complete scoring request. is_old: it is HTTP/1.0."""
         cycle = self._scoring_cycle
         if cycle is None:
             cycle = self._scoring_cycle = _ScoringCycle()
-        cycle.response_complete, cycle.keep_alive = False, keep_alive
+        cycle.response_complete, cycle.keep_alive, cycle.is_old = False, keep_alive, is_old
         self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
         send = partial(self._respond_to, head) if head.coding else self._respond
@@ -147,7 +158,6 @@ class ScoringProtocol(FramedProtocol):
             or self.expect_100_continue
             or self.is_answering()
             or self.flow.write_paused
-            or parser.get_http_version() != "1.1"
         ):
             return None
         path, _, query = self.url.partition(b"?")
@@ -188,7 +198,9 @@ class ScoringProtocol(FramedProtocol):
                 )
             size = len(response[2])
             together = size <= _COPIED_BYTES
-            head = response_bytes(response, keep_alive=cycle.keep_alive, with_body=together)
+            head = response_bytes(
+                response, keep_alive=cycle.keep_alive, with_body=together, is_old=cycle.is_old
+            )
             self.transport.write(head)
             if not together:
                 self.transport.write(response[2])

@@ -25,6 +25,8 @@ _STATUS_LINE = {
     for status in http.HTTPStatus
 }
 
+_KEPT = b"connection: keep-alive\r\n"
+
 Send: TypeAlias = Callable[[Response | None], None]
 """Sends the response to a request. It gets None if the client has left."""
 
@@ -176,10 +178,15 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     return f"{_random_bits(128):032x}"
 
 
-def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
-    """The bytes of a response; without `with_body`, only its head."""
+def response_bytes(
+    response: Response, *, keep_alive: bool, with_body: bool = True, is_old: bool = False
+) -> bytes:
+    """The bytes of a response; without `with_body`, only its head.
+
+    is_old: the request is HTTP/1.0, whose client must be told that the connection stays open.
+    """
     status, content_type, body, request_id, headers = response
-    extra = b"" if keep_alive else b"connection: close\r\n"
+    extra = (_KEPT if is_old else b"") if keep_alive else b"connection: close\r\n"
     if headers:
         extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (

@@ -79,6 +79,12 @@ def test_a_connection_is_kept_or_closed_as_its_client_asks(address):
         assert "connection" not in kept[1]
         assert closed[1]["connection"] == "close"
         assert connection.recv(1) == b""
+    kept_old = request(BODY, "connection: keep-alive", version="HTTP/1.0")
+    with sent(address, kept_old, kept_old, request()) as connection:
+        first, second, third = answers(connection, 3)
+        assert first[1]["connection"] == second[1]["connection"] == "keep-alive"
+        assert "connection" not in third[1]
+        assert first[2] == second[2] == third[2]
     with sent(address, request(version="HTTP/1.0")) as connection:
         assert answers(connection, 1)[0][0].endswith("200 OK")
         assert connection.recv(1) == b""
