@@ -70,6 +70,8 @@ class Dialect:
 class V1(Dialect):
     """The V1 protocol of TensorFlow Serving and KServe."""
 
+    oip = True
+
     def match(self, path: str) -> dict[str, str] | None:
         """Return the model, and the version if the path has one; None for another path."""
         if not path.startswith("/v1/models/"):

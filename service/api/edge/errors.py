@@ -68,7 +68,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def body(self, *, oip: bool = False) -> bytes:
-        """Return the JSON body; `oip` adds the `error` member of the Open Inference Protocol."""
+        """Return the JSON body; `oip` adds the member `error` of the Open Inference Protocol."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.kind}",
             "title": self.title,

@@ -142,7 +142,9 @@ class Route(Protocol):
     template: str
     """The path template that metrics and the log show."""
     oip: bool
-    """Whether its problems have the `error` member of the Open Inference Protocol."""
+    """Whether its problems have the member `error`, as those of the Open Inference Protocol and of
+    TensorFlow Serving have.
+    """
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return the path's parameters by name; None if the path belongs to another route."""

@@ -31,6 +31,10 @@ OPERATIONS = {
     "get /v1/models": "List the models, as KServe V1 does",
     "get /v1/models/{model}": "Show a model's state, as KServe V1 does",
     "get /v1/models/{model}/versions/{version}": "Show a version's state, as KServe V1 does",
+    "get /v1/models/{model}/metadata": "Describe a model, as TensorFlow Serving does",
+    "get /v1/models/{model}/versions/{version}/metadata": (
+        "Describe a version, as TensorFlow Serving does"
+    ),
     "get /v2": "Describe the server",
     "get /v2/health/live": "Ask whether the process makes progress",
     "get /v2/health/ready": "Ask whether requests should be sent here",

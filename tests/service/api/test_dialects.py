@@ -149,12 +149,15 @@ def test_json_is_taken_with_the_type_that_curl_wget_and_fetch_send_unasked(clien
         ("/invocations", {"inputs": {"a": [1], "b": [1, 2]}}, 400, "different lengths"),
         ("/v1/models/linear:classify", {"examples": []}, 404, "use POST /v1/models/linear:predict"),
         ("/v1/models/linear/versions/1:explain", {"instances": ROWS}, 404, "'explain' is not"),
+        ("/v1/models/linear/labels/stable:predict", {"instances": ROWS}, 404, "no labels"),
     ],
 )
 def test_a_body_that_does_not_fit_is_refused_and_says_why(client, path, body, status, says):
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["detail"]
+    if path.startswith("/v1"):
+        assert answer.json()["error"] == answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/models/nameless/predict", "/models/nameless/adjust"])
@@ -203,6 +206,41 @@ def test_status_and_health_are_told_as_each_client_reads_them(client):
     assert client.get("/v1/models/none").status_code == 404
     for path in ("/ping", "/health/vertex"):
         assert client.get(path).status_code == 200
+
+
+def test_the_form_of_a_model_is_told_as_tensorflow_serving_tells_it(client):
+    told = client.get("/v1/models/linear/metadata").json()
+    assert told["model_spec"] == {"name": "linear", "signature_name": "", "version": "2"}
+    signature = told["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["method_name"] == "tensorflow/serving/predict"
+    assert list(signature["inputs"]) == ["x"]
+    tensor = signature["inputs"]["x"]
+    assert tensor["dtype"] == "DT_FLOAT"
+    assert [dim["size"] for dim in tensor["tensor_shape"]["dim"]] == ["-1", str(FEATURES)]
+    row = client.post("/v1/models/linear:predict", json={"instances": ROWS}).json()["predictions"][
+        0
+    ]
+    assert set(signature["outputs"]) <= set(row)
+    one = client.get("/v1/models/linear/versions/1/metadata").json()
+    assert one["model_spec"]["version"] == "1"
+    text = client.get("/v1/models/text/metadata").json()["metadata"]["signature_def"]
+    (words,) = text["signature_def"]["serving_default"]["inputs"].values()
+    assert words["dtype"] == "DT_STRING"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/v1/models/none/metadata", "none"),
+        ("/v1/models/linear/versions/9/metadata", "9"),
+        ("/v1/models/linear/labels/stable", "'stable'"),
+        ("/v1/models/linear/labels/stable/metadata", "GET /v1/models/linear lists"),
+    ],
+)
+def test_what_tensorflow_serving_would_not_find_is_answered_in_its_form(client, path, says):
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    assert says in answer.json()["error"]
 
 
 def test_requests_are_counted_under_the_template_of_their_route(client):
