@@ -79,7 +79,8 @@ class Deadline(NamedTuple):
         late = 1000 * max(0.0, now - self.at)
         return (
             f"the deadline passed {late:.0f} ms ago, before the request was answered; send it "
-            "again later, or with a larger X-Request-Timeout-Ms"
+            "again later, or allow more time: X-Request-Timeout-Ms, `timeout` of the Open "
+            "Inference Protocol, or the deadline of a gRPC call"
         )
 
 

@@ -113,6 +113,12 @@ def test_typed_contents_are_read_as_raw_ones_are(server, client):
     )
 
 
+def test_a_call_that_comes_too_late_is_told_what_a_client_of_this_protocol_sets(client):
+    with pytest.raises(InferenceServerException, match="deadline of a gRPC call") as refused:
+        client.infer("linear", [tensor(inputs(1))], timeout=1)  # the protocol's own, in µs
+    assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
 def test_health_metadata_configuration_and_the_repository_are_told(client, server):
     assert client.is_server_live()
     assert client.is_server_ready()
