@@ -43,8 +43,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     """Make the parser of every verb. prog: the command's name."""
     import argparse
 
-    from service.commands import export_flags
-    from service.commands import priors as prior_commands
+    from service.commands import export_flags, key, prior_flags
     from service.commands.importing import flags as import_flags
     from service.contract.nearest import did_you_mean
     from service.settings import add_flags
@@ -84,7 +83,8 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     export_flags.add_flags(
         verbs.add_parser("export", help="write the adjusted model as one plain ONNX file")
     )
-    prior_commands.add_verbs(verbs)
+    prior_flags.add_verbs(verbs)
+    key.add_verb(verbs)
     add_flags(
         verbs.add_parser("check", help="check settings, keys, store, models and priors; no serving")
     )
@@ -95,7 +95,6 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
 def _run(given: Sequence[str], prog: str) -> int:
     import argparse
 
-    from service.commands import priors as prior_commands
     from service.settings import InvalidSetting, read_settings, read_store
 
     parser = make_parser(prog)
@@ -104,14 +103,20 @@ def _run(given: Sequence[str], prog: str) -> int:
     values = vars(parser.parse_args(given))
     verb = values["verb"]
     try:
-        if verb in (*prior_commands.VERBS, "export"):
+        if verb in ("priors", "export"):
             store = read_store(values.get("store"), os.environ)
-        elif verb != "import":
+        elif verb not in ("import", "key"):
             settings = read_settings(values, os.environ)
     except InvalidSetting as error:
         parser.error(str(error))
-    if verb in prior_commands.VERBS:
-        return prior_commands.run(values, os.environ, store=store)
+    if verb == "key":
+        from service.commands import key
+
+        return key.run(values)
+    if verb == "priors":
+        from service.commands import priors
+
+        return priors.run(values, os.environ, store=store)
     if verb == "export":
         from service.commands import export
 

@@ -31,9 +31,9 @@ from service.contract.prior import UnknownLabelFrequencies
 from service.graph import baked, foreign
 from service.graph.session import UnusableModel, open_graph, open_plain
 from service.graph.trial import random_rows
+from service.priors.names import DEFAULT
 from service.priors.revisions import (
     BUILT_IN,
-    DEFAULT,
     InvalidReference,
     PriorDoesNotFit,
     PriorReference,

@@ -8,7 +8,6 @@ import getpass
 import json
 import math
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -17,8 +16,6 @@ from service.contract.members.body import STRUCTURED, PriorBody, VectorSpec
 from service.contract.nearest import did_you_mean
 from service.priors.changes import Change, Delete, ReturnTo, same_prior
 from service.priors.revisions import (
-    DEFAULT,
-    MAX_REVISION,
     StoredRevision,
     StoreUnavailable,
     UnknownPrior,
@@ -26,69 +23,11 @@ from service.priors.revisions import (
 )
 from service.priors.store import SqlPriorStore, open_store
 from service.priors.webhook import Changed, send
-from service.wire.digits import whole_number
 
 HISTORY = 20
 """The most revisions that `show` lists."""
 DIFFERENCES = 30
 """The most classes that `diff` lists; those that differ most come first."""
-
-
-def add_verbs(actions: Any) -> None:
-    """Declare the verbs below `priors`. The caller adds `--store` to each."""
-    found = actions.add_parser("list", help="list the priors in use with their newest revision")
-    found.add_argument(
-        "--model", metavar="NAME", help="only the priors of this model (default: of all models)"
-    )
-    show = actions.add_parser("show", help="print a revision of a prior and the history before it")
-    diff = actions.add_parser("diff", help="compare two revisions of a prior class by class")
-    back = actions.add_parser(
-        "rollback", help="store a new revision equal to an old one; revision 0: nothing stored"
-    )
-    for parser in (show, diff, back):
-        parser.add_argument(
-            "name",
-            nargs="?",
-            default=DEFAULT,
-            metavar="PRIOR",
-            help=f"name of the stored prior (default: {DEFAULT})",
-        )
-        parser.add_argument(
-            "--model",
-            metavar="NAME",
-            help="model of the prior (default: the only one that has priors in the store)",
-        )
-    show.add_argument(
-        "--revision", type=_revision, metavar="N", help="revision to print (default: the newest)"
-    )
-    diff.add_argument(
-        "--old",
-        type=_revision,
-        metavar="N",
-        help="revision to compare with; 0: nothing stored (default: the one before --new)",
-    )
-    diff.add_argument(
-        "--new", type=_revision, metavar="N", help="revision to compare (default: the newest)"
-    )
-    back.add_argument(
-        "--to",
-        type=_revision,
-        metavar="N",
-        help="revision to return to; 0: nothing stored (default: the newest that differs from the "
-        "one in force)",
-    )
-    back.add_argument(
-        "--note", default="", metavar="TEXT", help="reason, shown in the history (default: none)"
-    )
-
-
-def _revision(text: str) -> int:
-    """The number of a revision that an argument writes. Raises ArgumentTypeError."""
-    number = whole_number(text, below=MAX_REVISION + 1)
-    if number is None:
-        shown = text if len(text) <= 40 else text[:39] + "…"
-        raise ArgumentTypeError(f"expected a revision, a whole number of at least 0; got '{shown}'")
-    return number
 
 
 def run(given: Mapping[str, Any], url: str, environment: Mapping[str, str]) -> None:

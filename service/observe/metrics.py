@@ -14,9 +14,10 @@ from service.contract.bundle import Bundle
 from service.observe.exposition import Exemplar, Exposition, Families, VectorGauge
 from service.observe.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
 from service.observe.model_metrics import ClassSeries, ModelMetrics
-from service.observe.run_folder import Gauge, RunFolder, VersionTallies
+from service.observe.run_folder import Gauge, RunFolder
 from service.observe.statistics import StatisticsReader, VersionStatistics
 from service.observe.tally import Cells, Histogram, Series, Tally
+from service.observe.version_tallies import VersionTallies
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from service.observe.exposition import PAUSE_SECONDS
+from service.process.machine import PortTaken
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +21,6 @@ Allowed = Callable[[list[tuple[bytes, bytes]]], int]
 MAX_CONNECTIONS = 16
 """The most connections at a time, one thread each. Further ones are closed at once."""
 _PAUSE_WITHOUT_DESCRIPTORS_SECONDS = 1.0
-
-
-class PortTaken(RuntimeError):
-    """The metrics port cannot be bound."""
 
 
 class MetricsPort:

@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.contract.bundle import Bundle
-from service.observe.tally import Cells, Series, Tally
-
 logger = logging.getLogger(__name__)
 
 _RUN_PREFIX = "priordial-run-"
@@ -31,12 +28,6 @@ _GAUGES = "gauges.json"
 _EXEMPLARS = "exemplars.json"
 _ABANDONED_SECONDS = 60.0
 """An empty folder is not removed for this many seconds: its process may be about to lock it."""
-KEPT = 8
-"""The number of retired versions whose counts are still shown.
-
-A scrape after the last answer of a version must still find that answer counted.
-"""
-
 Gauge = tuple[str, dict[str, str], float]
 """A family's name, labels and a value."""
 
@@ -184,63 +175,3 @@ class RunFolder:
             if folder != self.own:
                 with contextlib.suppress(OSError, ValueError):  # its worker has just removed it
                     yield from json.loads((folder / name).read_bytes())
-
-
-class VersionTallies:
-    """One tally for each model version of a worker. Used from the event loop.
-
-    The counts of a retired version can therefore be removed without affecting the others.
-    """
-
-    def __init__(self, run_folder: RunFolder) -> None:
-        self._run_folder = run_folder
-        self._used: dict[Path, tuple[Tally, int]] = {}
-        self._unused: dict[Path, Tally | None] = dict.fromkeys(run_folder.versions())
-        """Folders of versions that are not in use, the oldest first.
-
-        At the start, these are the folders of the slot's last worker.
-        """
-
-    @property
-    def fault(self) -> str | None:
-        """Why some counts are in memory only; None while all are in files."""
-        return next((tally.fault for tally, _ in self._used.values() if tally.fault), None)
-
-    def use(self, bundle: Bundle) -> Tally:
-        """Return the tally of a version, with its earlier counts, until `leave`.
-
-        Call it once for each use: a version may be loaded again before its earlier use has ended.
-        """
-        folder = self._run_folder.version(bundle.name, bundle.version)
-        before = self._unused.pop(folder, None)
-        tally, users = self._used.get(folder) or (Tally(folder), 0)
-        for (family, labels), cells in before.in_memory() if before is not None else ():
-            tally.cells(family, dict(labels), len(cells))[:] += cells
-        self._used[folder] = tally, users + 1
-        return tally
-
-    def leave(self, bundle: Bundle) -> None:
-        """End one use. The counts of an unused version are removed once KEPT others have become
-        unused.
-        """
-        folder = self._run_folder.version(bundle.name, bundle.version)
-        tally, users = self._used.pop(folder)
-        if users > 1:
-            self._used[folder] = tally, users - 1
-            return
-        tally.close()
-        self._unused[folder] = tally
-        while len(self._unused) > KEPT:
-            oldest = next(iter(self._unused))
-            del self._unused[oldest]
-            shutil.rmtree(oldest, ignore_errors=True)
-
-    def in_memory(self) -> list[tuple[Series, Cells]]:
-        """Return the blocks that no file holds."""
-        tallies = [*(tally for tally, _ in self._used.values()), *self._unused.values()]
-        return [block for tally in tallies if tally is not None for block in tally.in_memory()]
-
-    def close(self) -> None:
-        """Close the files; the numbers stay on disk."""
-        for tally, _ in self._used.values():
-            tally.close()

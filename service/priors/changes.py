@@ -25,8 +25,8 @@ from service.contract.members.named import (
 )
 from service.contract.members.sparse import SPARSE_FROM
 from service.contract.prior import UnknownLabelFrequencies, resolve_prior
+from service.priors.names import DEFAULT
 from service.priors.revisions import (
-    DEFAULT,
     PriorConflict,
     PriorDoesNotFit,
     StaleRevision,

@@ -18,9 +18,10 @@ from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
 from service.contract.members.body import InvalidPrior
 from service.contract.prior import Prior, UnknownLabelFrequencies
+from service.priors.names import DEFAULT
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
-from service.priors.revisions import DEFAULT, PriorDoesNotFit
+from service.priors.revisions import PriorDoesNotFit
 from service.priors.rule import Rule, jensen_shannon, mean_probability
 
 logger = logging.getLogger(__name__)

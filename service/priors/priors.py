@@ -19,12 +19,12 @@ from service.priors.changes import (
 )
 from service.priors.feed import Feed, StoreState, WorkerReport, this_worker
 from service.priors.making import LONG_VALUES, Making, is_long
+from service.priors.names import DEFAULT
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import ModelOrder
 from service.priors.resolver import Resolver
 from service.priors.revisions import (
     BUILT_IN,
-    DEFAULT,
     PriorConflict,
     PriorDoesNotFit,
     PriorRevision,

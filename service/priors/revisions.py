@@ -14,12 +14,9 @@ from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.members.sparse import SparseOffset
 from service.contract.members.switch import NAME_PATTERN, Fallback
 from service.contract.prior import Prior
+from service.priors.names import MAX_REVISION
 
-DEFAULT = "default"
 BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target="training")}
-MAX_REVISION = 2**53 - 1
-"""The largest revision number that a caller may give: any JSON reader can represent it exactly."""
-
 REFERENCE = rf"^({NAME_PATTERN})(?:@(>=)?([0-9]{{1,16}}))?$"
 """NAME, NAME@REVISION or NAME@>=REVISION, for requests and for `/openapi.json`."""
 _NAME = re.compile(NAME_PATTERN)

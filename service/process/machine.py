@@ -12,6 +12,10 @@ _MAPPED_BYTES = 4 * 2**20
 _KEPT_BYTES = 4 * 2**20
 
 
+class PortTaken(RuntimeError):
+    """Another process listens on a port of the service, or its metrics port cannot be bound."""
+
+
 def allocate(descriptor: int, offset: int, size: int) -> None:
     """Extend a file by `size` bytes from its end at `offset`, and allocate disk space for them.
 

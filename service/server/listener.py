@@ -3,7 +3,7 @@
 import contextlib
 import socket
 
-from service.observe.port import PortTaken
+from service.process.machine import PortTaken
 
 
 def bind(host: str, port: int) -> socket.socket:

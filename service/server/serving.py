@@ -25,7 +25,6 @@ from service.graph.composer import end_shared
 from service.graph.providers import ProviderUnavailable
 from service.observe import log
 from service.observe.log import refuse
-from service.observe.port import PortTaken
 from service.observe.run_folder import RunFolder, hold, new_run
 from service.observe.traces import TracesUnavailable
 from service.priors.revisions import StoreUnavailable
@@ -35,7 +34,7 @@ from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.executor import Executor
 from service.process.exit_codes import DONE, FAILED
-from service.process.machine import bound_heaps, return_memory
+from service.process.machine import PortTaken, bound_heaps, return_memory
 from service.server.assembly.service import NothingToServe, Service
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place

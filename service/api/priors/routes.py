@@ -19,12 +19,11 @@ from service.contract.bundle import Bundle
 from service.contract.members.body import InvalidPrior, parse_prior
 from service.contract.nearest import did_you_mean
 from service.priors.changes import AddCounts, Draft
+from service.priors.names import DEFAULT, MAX_REVISION
 from service.priors.preview import check_adoptable, evidence_note
 from service.priors.priors import Priors
 from service.priors.revisions import (
     BUILT_IN,
-    DEFAULT,
-    MAX_REVISION,
     PriorDoesNotFit,
     PriorRevision,
     StoredRevision,

@@ -23,15 +23,11 @@ from service.contract.members.named import short_form
 from service.contract.prior import UnknownLabelFrequencies
 from service.contract.shift.tracking import Tracked
 from service.contract.shift.verdict import Assessment, Verdict, rows_wanted
+from service.priors.names import DEFAULT
 from service.priors.preview import TooLittleTraffic, estimate
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
-from service.priors.revisions import (
-    DEFAULT,
-    PriorDoesNotFit,
-    StoreUnavailable,
-    UnknownPrior,
-)
+from service.priors.revisions import PriorDoesNotFit, StoreUnavailable, UnknownPrior
 from service.priors.rule import jensen_shannon
 from service.priors.shift.history import History
 from service.priors.shift.stream import Stream, estimate_of

@@ -9,8 +9,9 @@ from service.evaluate.live import Evaluation
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
 from service.priors.drift import Drift
+from service.priors.names import DEFAULT
 from service.priors.priors import Priors
-from service.priors.revisions import DEFAULT, PriorDoesNotFit, UnknownPrior
+from service.priors.revisions import PriorDoesNotFit, UnknownPrior
 from service.priors.shift.watch import ShiftWatch
 from service.repository.repository import Repository
 from service.repository.served import ServedModel

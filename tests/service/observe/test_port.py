@@ -6,7 +6,8 @@ import socket
 import httpx
 import pytest
 
-from service.observe.port import MAX_CONNECTIONS, MetricsPort, PortTaken
+from service.observe.port import MAX_CONNECTIONS, MetricsPort
+from service.process.machine import PortTaken
 from tests.support.eventually import eventually
 
 

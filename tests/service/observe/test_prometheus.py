@@ -5,6 +5,7 @@ counted, exactly.
 import collections
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -136,10 +137,10 @@ def scraped(api):
 
 
 def times_scraped(api):
-    """How often Prometheus has scraped the service; 0 while it is not up itself."""
+    """How often Prometheus has scraped the service; 0 while it is not up, or not ready, itself."""
     try:
         found = asked(api, "sum(count_over_time(up[10m]))")
-    except httpx.TransportError:
+    except (httpx.TransportError, json.JSONDecodeError):
         return 0
     return int(found[0][1]) if found else 0
 

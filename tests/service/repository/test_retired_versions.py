@@ -12,8 +12,9 @@ import pytest
 
 from service.contract.bundle import load_bundle
 from service.observe.metrics import Metrics
-from service.observe.run_folder import KEPT, RunFolder, VersionTallies
+from service.observe.run_folder import RunFolder
 from service.observe.tally import Tally
+from service.observe.version_tallies import KEPT, VersionTallies
 from service.priors.recent import LogitReservoir
 from service.server.assembly.service import Service
 from service.settings import Settings

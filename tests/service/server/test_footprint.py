@@ -70,3 +70,15 @@ def heaps(how: str) -> int:
         [sys.executable, "-c", HEAPS, how], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return int(done.stdout)
+
+
+@pytest.mark.parametrize("module", ["service.server.supervisor", "service.__main__"])
+def test_the_supervisor_and_the_command_line_load_no_large_library(module):
+    large = {"numpy", "pydantic", "sqlalchemy", "fastapi", "onnxruntime", "prometheus_client"}
+    code = (
+        f"import sys, {module} as tried; "
+        "getattr(tried, 'make_parser', str)('priordial'); "
+        f"sys.exit(', '.join({large!r} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stderr

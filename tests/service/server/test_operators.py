@@ -9,7 +9,7 @@ import socket
 import httpx
 import pytest
 
-from service.observe.port import PortTaken
+from service.process.machine import PortTaken
 from service.server.listener import bind, listen
 from tests.support.eventually import eventually
 from tests.support.server import running, starting
