@@ -184,6 +184,7 @@ def _read(flags: argparse.Namespace) -> Import:
     spec, trial = _tried(fields, run)
     check_repeats(run, trial)
     purpose.check_one_answer(trial.outputs, rows=len(trial.rows), kind=flags.output_kind)
+    purpose.check_forest(file.model, kind=flags.output_kind)
     given = _given_names(flags, folder)
     output = outputs.choose_output(
         trial.outputs,

@@ -60,6 +60,13 @@ def input_fields(found: Sequence[GraphInput], flags: argparse.Namespace) -> dict
     firsts = {each.shape[0] for each in found}
     if len(firsts) > 1:
         shapes = ", ".join(f"{each.name} {each.shape}" for each in found)
+        if None in firsts and firsts <= {None, 1}:
+            raise ImportRefused(
+                f"the inputs have different batch axes ({shapes}). Those of 1 seem to be constants "
+                'of the model, as model.export(…, format="onnx") of Keras writes those of a '
+                'Normalization layer. Call model.export("DIR", format="tf_saved_model") instead, '
+                "and convert that: python -m tf2onnx.convert --saved-model DIR --output model.onnx"
+            )
         raise ImportRefused(
             f"the inputs have different batch axes ({shapes}): export the model with one batch "
             "axis, first in every input"

@@ -20,6 +20,8 @@ _SUM_TOLERANCE = 5e-3
 """Allowed distance of a row's sum from 1: half-precision probabilities sum to 1 only roughly."""
 _ROUNDED_TOLERANCE = 0.1
 """Such a distance shows probabilities of 8 bits, since independent scores have any sum."""
+_NEGATIVE_TOLERANCE = 1e-6
+"""Trees of two classes give 1 minus a sum in single precision, which may be a little below 0."""
 _LABELS_TOLERANCE = 0.25
 """The largest share of random rows whose label may differ from the largest score.
 
@@ -221,7 +223,7 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
             f"output '{name}' holds NaN or infinity for random rows, so that its kind cannot be "
             "found: give --output-kind"
         )
-    between = bool((values >= 0).all() and (values <= 1).all())
+    between = _not_negative(values) and _not_negative(1 - values)
     if table.form == "column":
         if between:
             return "probabilities"
@@ -291,7 +293,11 @@ def _margin(values: Array) -> Array:
 
 
 def _is_probabilities(table: Array) -> bool:
-    return bool((table >= 0).all() and np.abs(table.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
+    return _not_negative(table) and bool(np.abs(table.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
+
+
+def _not_negative(values: Array) -> bool:
+    return bool((values >= -_NEGATIVE_TOLERANCE).all())
 
 
 def _shape_of(value: Any) -> str:

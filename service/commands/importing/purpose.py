@@ -1,5 +1,5 @@
 """Recognises files that do not answer which one of several classes a row has: regressions, several
-answers for a row, and independent labels.
+answers for a row, independent labels, and a forest whose converter lost its probabilities.
 """
 
 from collections.abc import Mapping
@@ -62,6 +62,34 @@ def check_no_regression(output: Output, model: onnx.ModelProto, *, kind: str | N
             "and not a class, so it has no class prior. Export a classifier; or give "
             "--output-kind, if the number is the logit or probability of the second of two classes"
         )
+
+
+def check_forest(model: onnx.ModelProto, *, kind: str | None) -> None:
+    """Look for LightGBM's `boosting=rf` as onnxmltools 1.16 writes it. Raises ImportRefused.
+
+    LightGBM averages the trees and then takes the sigmoid or the softmax. The file takes it of
+    their sum, and divides that by their number; of several classes it keeps two columns.
+    kind: `--output-kind`; where it is given, the caller knows what the output holds.
+    """
+    if kind is not None:
+        return
+    constants = {tensor.name for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type != "Div" or node.input[1] not in constants:
+            continue
+        trees = producers.get(node.input[0])
+        while trees is not None and trees.op_type in _KEEP_NUMBERS | {"ArrayFeatureExtractor"}:
+            trees = producers.get(trees.input[0])
+        if trees is None or trees.op_type != "TreeEnsembleClassifier":
+            continue
+        if _is_transformed(trees):
+            raise ImportRefused(
+                "the file divides the probabilities of its trees by a number, as onnxmltools "
+                "writes LightGBM's boosting=rf: they are not those of predict_proba. "
+                'docs/importing.md, "A random forest of LightGBM", has the lines that convert it '
+                "right; --output-kind probabilities takes the file as it is"
+            )
 
 
 def check_no_outliers(output: Output, outputs: Mapping[str, Any], *, kind: str | None) -> None:

@@ -224,6 +224,10 @@ def two_inputs(model):
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT64, [7]))
 
 
+def captured_input(model):
+    model.graph.input.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 6]))
+
+
 def odd_type(model):
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.COMPLEX64
 
@@ -282,6 +286,7 @@ def leaving_data(model):
     [
         (drop_shape, "input 'x' has no shape with a batch axis"),
         (two_inputs, "the inputs have different batch axes (x [None, 6], mask [7])"),
+        (captured_input, "mean [1, 6]). Those of 1 seem to be constants of the model"),
         (odd_type, "input 'x' is complex64; expected one of float16, float32"),
         (
             no_batch_table,

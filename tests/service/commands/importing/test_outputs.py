@@ -330,3 +330,15 @@ def test_other_forms_of_any_float_type_are_published_as_plain_classifiers(
     wanted = x.astype(np.float64) @ w.astype(np.float64)
     wanted = wanted if bundle.output.kind == "logits" else softmax(wanted)
     np.testing.assert_allclose(found, wanted, atol=1e-2 if dtype == np.float16 else 1e-6)
+
+
+@pytest.mark.parametrize("below", [1.2e-7, 1e-3])
+def test_probabilities_a_rounding_error_below_zero_are_probabilities(below):
+    """Trees of two classes give 1 minus a sum of shares in single precision."""
+    table = np.array([[-below, 1 + below], [0.25, 0.75], [1.0, 0.0]], np.float32)
+    choose = {"rows": 3, "wanted": None, "kind": None, "classes": 2}
+    if below > 1e-6:
+        with pytest.raises(ImportRefused, match="decision scores"):
+            choose_output({"probabilities": table}, **choose)
+    else:
+        assert choose_output({"probabilities": table}, **choose).kind == "probabilities"

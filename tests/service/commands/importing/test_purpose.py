@@ -167,3 +167,53 @@ def test_answers_that_no_prior_can_change_are_told(import_file, tmp_path, depth,
     status, _, err = import_file(path)
     assert status == 0, err
     assert ("no prior changes the answers" in err) is told
+
+
+def forest(post_transform, divisor):
+    """Two trees of one leaf each, with the nodes that onnxmltools writes for LightGBM's rf."""
+    weights = numpy_helper.from_array(np.array([1], np.int64), "col")
+    one = numpy_helper.from_array(np.array([1.0], np.float32), "unit")
+    count = numpy_helper.from_array(np.array([divisor], np.float32), "count")
+    trees = helper.make_node(
+        "TreeEnsembleClassifier",
+        ["x"],
+        ["label", "raw"],
+        domain="ai.onnx.ml",
+        nodes_treeids=[0, 1],
+        nodes_nodeids=[0, 0],
+        nodes_featureids=[0, 0],
+        nodes_modes=["LEAF", "LEAF"],
+        nodes_values=[0.0, 0.0],
+        nodes_truenodeids=[0, 0],
+        nodes_falsenodeids=[0, 0],
+        class_treeids=[0, 1],
+        class_nodeids=[0, 0],
+        class_ids=[0, 0],
+        class_weights=[0.25, 0.25],
+        classlabels_int64s=[0, 1],
+        post_transform=post_transform,
+    )
+    nodes = [
+        trees,
+        helper.make_node("ArrayFeatureExtractor", ["raw", "col"], ["second"], domain="ai.onnx.ml"),
+        helper.make_node("Div", ["second", "count"], ["mean"]),
+        helper.make_node("Sub", ["unit", "mean"], ["first"]),
+        helper.make_node("Concat", ["first", "mean"], ["probabilities"], axis=1),
+    ]
+    batch = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])
+    scores = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 2])
+    graph = helper.make_graph(nodes, "forest", [batch], [scores], [weights, one, count])
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def test_a_random_forest_of_lightgbm_is_refused_with_the_way_to_convert_it(import_file, tmp_path):
+    names = named(tmp_path, NAMES[:2])
+    path = save(tmp_path, forest("LOGISTIC", 2.0))
+    status, _, err = import_file(path, *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "boosting=rf" in err
+    assert "A random forest of LightGBM" in err
+    assert import_file(path, *names, "--output-kind", "probabilities")[0] == 0
+    averaged = save(tmp_path, forest("NONE", 2.0))  # of probabilities that its leaves hold
+    assert import_file(averaged, *names)[0] == 0
