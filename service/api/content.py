@@ -25,10 +25,12 @@ from service.wire.tables.reader import DEAR_TYPES, TYPES
 T = TypeVar("T")
 
 NPY = "application/x-npy"
-_ARRAY_TYPES = frozenset({NPY, "application/octet-stream"})
+_ARRAY_TYPES = frozenset({NPY})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
-UNCHOSEN_TYPES = frozenset({"application/x-www-form-urlencoded", "text/plain"})
-"""What curl, wget, urllib and fetch send where nobody has chosen a type."""
+UNCHOSEN_TYPES = frozenset(
+    {"application/x-www-form-urlencoded", "text/plain", "application/octet-stream"}
+)
+"""What curl, wget, urllib, fetch and aiohttp send where nobody has chosen a type."""
 _JSON_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]{0,99}\{")
 LARGE_BYTES = 128 * 1024
 """Longer JSON bodies and forms are read in a thread, since they would hold up the event loop."""
@@ -160,13 +162,16 @@ def is_json(request: Request) -> bool:
     )
 
 
-def is_large(request: Request) -> bool:
-    """Whether a request's body takes so long to parse that the pool should do it."""
+def is_large(request: Request, array_types: frozenset[str] = _ARRAY_TYPES) -> bool:
+    """Whether a request's body takes so long to parse that the pool should do it.
+
+    array_types: the content types of bodies that hold arrays as raw bytes.
+    """
     length = len(request.body)
     if request.content_type in DEAR_TYPES:
         return True
     return length > LARGE_BYTES and (
-        length > LARGE_ARRAY_BYTES or request.content_type not in _ARRAY_TYPES
+        length > LARGE_ARRAY_BYTES or request.content_type not in array_types
     )
 
 

@@ -91,7 +91,7 @@ def _add_refusals(routes: APIRouter) -> None:
         raise Problem(
             "not-found",
             f"versions have no labels, such as '{label[:40]}', here; leave the label out for the "
-            f"newest version, or name one, as in {asked}/versions/1; GET {asked} lists them",
+            f"newest version, or use {asked}/versions/N; GET {asked} lists the versions",
         )
 
     for place in ("/v1/models/{model}", _VERSION):

@@ -168,6 +168,8 @@ def _are_positions(columns: Any) -> bool:
 def _records(given: Any, bundle: Bundle) -> Any:
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         raise Malformed(f"dataframe_records is {short(given)}; expected a list of objects")
+    if given and all(_are_positions(list(row)) for row in given) and not _takes_one_text(bundle):
+        return [list(row.values()) for row in given]
     return _ordered(given, bundle)
 
 

@@ -40,6 +40,7 @@ from service.wire.tensors import BY_DTYPE, Tensor
 
 MAX_ROW_PRIORS = 64
 """The most different priors of one request: each occupies a row of the model's prior table."""
+_BINARY_TYPES = frozenset({"application/octet-stream"})
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
@@ -107,7 +108,7 @@ class Infer:
         version = version_of(path["version"]) if path["version"] else query.version
         if len(request.body) > DEAR_BYTES:
             self._repository.find(name, version).batcher.check_room()
-        if is_large(request):
+        if is_large(request, _BINARY_TYPES):
             return self._large(request, name, version, query=query, reply=reply)
         return self._begin(request, self._read(request, name, version, query), reply)
 

@@ -51,6 +51,7 @@ BODIES = {
     "split": {"dataframe_split": frame()},
     "reordered": {"dataframe_split": frame(COLUMNS[::-1])},
     "numbered": {"dataframe_split": {"columns": list(range(FEATURES)), "data": ROWS}},
+    "numbered records": {"dataframe_records": [{str(i): v for i, v in enumerate(r)} for r in ROWS]},
     "records": {"dataframe_records": [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]},
 }
 
@@ -116,11 +117,18 @@ def test_a_byte_order_mark_is_no_part_of_json(client, method, path, body):
     assert (marked.status_code // 100, marked.json()) == (2, plain.json())
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/x-www-form-urlencoded",
+        "text/plain;charset=UTF-8",
+        "application/octet-stream",
+    ],
+)
 @pytest.mark.parametrize(
     "path", ["/predict", "/v1/models/linear:predict", "/invocations", "/models/linear/adjust"]
 )
-def test_json_is_taken_with_the_type_that_curl_wget_and_fetch_send_unasked(client, kind, path):
+def test_json_is_taken_with_the_type_that_a_client_sends_unasked(client, kind, path):
     body = {"instances": ROWS, **({"settings": [{"tau": 0}]} if "adjust" in path else {})}
     headers = {"content-type": kind}
     answer = client.post(path, content=f"\r\n{json.dumps(body)}", headers=headers)
@@ -234,7 +242,7 @@ def test_the_form_of_a_model_is_told_as_tensorflow_serving_tells_it(client):
         ("/v1/models/none/metadata", "none"),
         ("/v1/models/linear/versions/9/metadata", "9"),
         ("/v1/models/linear/labels/stable", "'stable'"),
-        ("/v1/models/linear/labels/stable/metadata", "GET /v1/models/linear lists"),
+        ("/v1/models/linear/labels/stable/metadata", "/v1/models/linear/versions/N"),
     ],
 )
 def test_what_tensorflow_serving_would_not_find_is_answered_in_its_form(client, path, says):
