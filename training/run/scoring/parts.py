@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
+_LOCK_ATTEMPTS = 100
 WHOLE = "[0-9]*-[0-9]*.parquet"
 """The names of finished part files."""
 STARTED = ".*.parquet.*"
@@ -31,7 +32,10 @@ was being written when its process ended.
 
 @dataclass(frozen=True)
 class Parts:
-    """The part files of one run, in the folder `OUT.parts` beside its output, `out`."""
+    """The part files of one run, in the folder `OUT.parts` beside its output, `out`.
+
+    `out` is never a link: the answers go into the file behind it.
+    """
 
     folder: Path
     out: Path
@@ -45,19 +49,19 @@ class Parts:
         raises. Raises WrongUse when the stopped run had other settings or is still running, and
         RunFailed in place of an OSError, also of one that the block raises.
         """
+        if out.is_symlink():
+            out = out.resolve()
         parts = cls(out.with_name(out.name + ".parts"), out)
-        with parts._writing():
-            parts.folder.mkdir(parents=True, exist_ok=True)
-            with parts._locked():
-                try:
-                    parts._begin(identity)
-                    yield parts
-                except BaseException:
-                    parts._delete(STARTED)
-                    if not parts.count():
-                        parts._end()
-                    raise
-                parts._end()
+        with parts._writing(), parts._locked():
+            try:
+                parts._begin(identity)
+                yield parts
+            except BaseException:
+                parts._delete(STARTED)
+                if not parts.count():
+                    parts._end()
+                raise
+            parts._end()
 
     def count(self) -> int:
         """The number of finished blocks."""
@@ -111,16 +115,29 @@ class Parts:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock. Raises WrongUse when another process holds it."""
-        with (self.folder / LOCK_FILE).open("a+", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WrongUse(
-                    f"{self.folder}: another process is writing these answers; wait until it has "
-                    "finished, or give another --out"
-                ) from None
-            yield
+        """Make the folder and hold its lock. Raises WrongUse when another process holds it.
+
+        A run that ends deletes its lock file and its folder. A lock on a deleted file keeps nobody
+        out, so it is taken again.
+        """
+        for _ in range(_LOCK_ATTEMPTS):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as held:
+                try:
+                    file = held.enter_context((self.folder / LOCK_FILE).open("a+"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    there = (self.folder / LOCK_FILE).stat()
+                except BlockingIOError:
+                    break
+                except FileNotFoundError:
+                    continue
+                if os.path.samestat(there, os.fstat(file.fileno())):
+                    yield
+                    return
+        raise WrongUse(
+            f"{self.folder}: another process is writing these answers; wait until it has finished, "
+            "or give another --out"
+        )
 
     def _begin(self, identity: dict[str, Any]) -> None:
         """Write the facts of this run. Raises WrongUse if there are blocks of another one."""

@@ -7,6 +7,7 @@ joined into one file.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +142,8 @@ def _check_out(out: Path, sources: Sequence[stream.Source]) -> None:
     if out.suffix.lower() != ".parquet" or out.is_dir():
         kind = "is a folder" if out.is_dir() else "is written as Parquet"
         raise WrongUse(f"--out {out}: {kind}; expected a file name that ends in .parquet")
+    if Path(os.path.realpath(out)).is_symlink():
+        raise WrongUse(f"--out {out}: is a link that leads to itself; name another file")
     if out.exists() and not out.is_file():
         raise WrongUse(f"--out {out}: is a pipe, device or socket; expected the name of a file")
     if any(out.resolve() == source.path.resolve() for source in sources):

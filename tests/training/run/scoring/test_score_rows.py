@@ -417,6 +417,25 @@ def test_a_pipe_is_not_replaced_by_the_answers(model, rows, tmp_path):
     assert (tmp_path / "out.parquet").is_fifo()
 
 
+def test_answers_go_into_the_file_behind_a_link_and_the_link_stays(model, rows, tmp_path):
+    parquet.write_table(table_of(rows), tmp_path / "rows.parquet")
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "out.parquet", tmp_path / "elsewhere" / "today.parquet"
+    link.symlink_to(target)
+    for _ in range(2):  # the first run makes the file, the second one replaces it
+        score_rows(str(tmp_path / "rows.parquet"), link, Scoring(model=model))
+        assert link.is_symlink()
+        assert parquet.read_table(target).num_rows == len(rows)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_that_leads_to_itself_is_refused(model, rows, tmp_path):
+    parquet.write_table(table_of(rows), tmp_path / "rows.parquet")
+    (tmp_path / "out.parquet").symlink_to("out.parquet")
+    with pytest.raises(WrongUse, match="is a link that leads to itself; name another file"):
+        score_rows(str(tmp_path / "rows.parquet"), tmp_path / "out.parquet", Scoring(model=model))
+
+
 def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
     target = list(range(1, len(COUNTS) + 1))
     prior = tmp_path / "prior.json"

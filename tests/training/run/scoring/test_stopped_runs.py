@@ -2,9 +2,11 @@
 mixed with another one.
 """
 
+import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +124,29 @@ def test_two_runs_never_write_the_same_answers(model, data, out):
 
     with pytest.raises(WrongUse, match="another process is writing these answers"):
         stopped_by(again, data, out, model)
+
+
+def test_a_lock_that_an_ending_run_has_just_deleted_keeps_the_next_run_out(
+    model, data, out, monkeypatch
+):
+    """Between the opening of the lock and its taking, the run that held it ends."""
+    real, folder = fcntl.flock, out.with_name("out.parquet.parts")
+    taken = []
+
+    def late(file, how):
+        taken.append(how)
+        if len(taken) == 1:
+            shutil.rmtree(folder)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+
+    def again():
+        score_rows(str(data), out, Scoring(model=model), block_rows=50)
+
+    with pytest.raises(WrongUse, match="another process is writing these answers"):
+        stopped_by(again, data, out, model)
+    assert len(taken) == 3  # the lost one, the one that counts, and that of the second run
 
 
 def test_blocks_of_a_half_deleted_run_are_not_taken_for_those_of_a_new_one(model, data, out):
