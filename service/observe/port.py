@@ -56,10 +56,7 @@ class MetricsPort:
         try:
             self._server = _Server((host, port), Handler)
         except OSError as error:
-            raise PortTaken(
-                f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another "
-                "--metrics-port, or end the process that uses it"
-            ) from None
+            raise PortTaken(host, port, error, flag="--metrics-port") from None
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

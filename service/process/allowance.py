@@ -1,4 +1,5 @@
-"""What the system lets this process use: processor time and the size of files (ulimit -t, -f).
+"""What the system lets this process use: processor time, the size and number of files (ulimit -t,
+-f, -n).
 
 By default, a process that has used up its processor time ends without a word: with SIGXCPU at the
 soft limit, or with SIGKILL at the hard one.
@@ -10,6 +11,9 @@ from collections.abc import Callable
 
 NOTICE_SECONDS = 5
 """Seconds of processor time that are kept for ending well before the hard limit."""
+
+LEAST_FILES = 64
+"""A start with fewer open files stops somewhere in a library, which may then wait for ever."""
 
 
 def heed_processor_time(spent: Callable[[], object]) -> None:
@@ -27,6 +31,17 @@ def processor_time() -> str:
     return (
         f"the processor time that the system allows this process is used up (hard limit {shown}); "
         "it finishes its requests and ends: raise the limit (ulimit -t) and start it again"
+    )
+
+
+def too_few_files() -> str | None:
+    """Why a service cannot start with so few open files; None where they suffice."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
+        return None
+    return (
+        f"the system lets this process open {soft} files; expected at least {LEAST_FILES}, and one "
+        "more for each connection: raise the limit (ulimit -n)"
     )
 
 

@@ -13,7 +13,16 @@ _KEPT_BYTES = 4 * 2**20
 
 
 class PortTaken(RuntimeError):
-    """Another process listens on a port of the service, or its metrics port cannot be bound."""
+    """A port of the service cannot be listened on."""
+
+    def __init__(self, host: str, port: int, error: OSError, *, flag: str = "--port") -> None:
+        """host, port: the address. error: the system's reason. flag: which setting the port is."""
+        advice = f"choose another {flag}, or end the process that uses it"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            advice = f"this user may not use it; choose a {flag} of at least 1024"
+        elif isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            advice = "expected an address of this machine or its name in --host"
+        super().__init__(f"cannot listen on {host}:{port}: {error.strerror}; {advice}")
 
 
 def allocate(descriptor: int, offset: int, size: int) -> None:

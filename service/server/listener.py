@@ -18,8 +18,20 @@ def bind(host: str, port: int) -> socket.socket:
     if family == socket.AF_INET6:
         with contextlib.suppress(OSError):  # `::` serves IPv4 too, where the system allows it
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except BaseException:
+        listener.close()
+        raise
     return listener
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise OSError if another process listens on a port that the workers are going to share.
+
+    They share it by SO_REUSEPORT, with which the system would let a second service share it, too.
+    """
+    bind(host, port).close()
 
 
 def listen(listener: socket.socket, backlog: int) -> None:
@@ -32,10 +44,7 @@ def listen(listener: socket.socket, backlog: int) -> None:
         listener.listen(backlog)
     except OSError as error:
         host, port = listener.getsockname()[:2]
-        raise PortTaken(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or end the "
-            "process that uses it"
-        ) from None
+        raise PortTaken(host, port, error) from None
 
 
 def url_of(listener: socket.socket) -> str:

@@ -4,13 +4,13 @@ The module imports little, so that the supervisor of several workers uses little
 """
 
 import logging
-import socket
 
 from service.graph.composer import start_early
 from service.observe import log
 from service.observe.log import refuse
-from service.process.allowance import file_limit
-from service.server.listener import bind
+from service.process.allowance import file_limit, too_few_files
+from service.process.machine import PortTaken
+from service.server.listener import bind, check_free
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -19,18 +19,22 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns one of `service.process.exit_codes`."""
     log.configure(settings.log_format)
+    too_few = too_few_files()
+    if too_few is not None:
+        return refuse(too_few)
     limited = file_limit()
     if limited is not None:
         logger.warning("%s", limited)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
-        advice = "choose another --host or --port, or end the process that uses it"
-        if isinstance(error, socket.gaierror):
-            advice = "expected an address of this machine or its name in --host"
-        return refuse(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; {advice}"
-        )
+        return refuse(f"{PortTaken(settings.host, settings.port, error)}")
+    shared = {"--metrics-port": settings.metrics_port, "--grpc-port": settings.grpc_port}
+    for flag, port in shared.items():
+        try:
+            check_free(settings.host, port)  # 0: any free one
+        except OSError as error:
+            return refuse(f"{PortTaken(settings.host, port, error, flag=flag)}")
     if settings.workers > 1:
         from service.server.supervisor import supervise
 

@@ -6,6 +6,7 @@ answers all other calls.
 """
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from service.api.rpc.calls import Context, Refused, answering, detail_of, header
 from service.api.rpc.gather import Gather
 from service.api.rpc.management import Management
 from service.api.rpc.standard import add_standard_services
+from service.process.machine import PortTaken
 from service.wire.faults import Malformed, TooLarge
 
 SERVICE = "inference.GRPCInferenceService"
@@ -98,15 +100,13 @@ class Front:
         add_standard_services(self._server, service=SERVICE, ready=ready)
 
     async def start(self, host: str, port: int) -> int:
-        """Start listening. Returns the port, which matters for port 0. Raises OSError if taken."""
+        """Start listening. Returns the port, which matters for port 0. Raises PortTaken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(
-                f"--grpc-port {port}: cannot listen on {address}: {error}; choose another port, or "
-                "end the process that uses it"
-            ) from None
+            reason = OSError(errno.EADDRINUSE, f"{error}".partition(";")[0])
+            raise PortTaken(host, port, reason, flag="--grpc-port") from None
         await self._server.start()
         return int(bound)
 

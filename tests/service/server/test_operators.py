@@ -2,6 +2,7 @@
 silently.
 """
 
+import errno
 import re
 import signal
 import socket
@@ -90,6 +91,31 @@ def test_the_second_of_two_services_that_bound_one_port_says_so():
                 PortTaken, match=f"127.0.0.1:{port}: Address already in use; choose"
             ):
                 listen(second, 8)
+
+
+@pytest.mark.parametrize("name", ["metrics_port", "grpc_port"])
+def test_a_second_service_gets_no_port_that_the_workers_of_the_first_share(models, name):
+    with socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        with starting(models, **{name: first.getsockname()[1]}) as server:
+            assert server.exit() == 1
+            server.wait_for(f"Address already in use; choose another --{name.replace('_', '-')}")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "a --grpc-port of at least 1024"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign"), "expected an address of this machine"),
+        (socket.gaierror(socket.EAI_NONAME, "Name not known"), "expected an address of this"),
+    ],
+)
+def test_a_port_that_cannot_be_had_is_told_with_what_to_do(error, words):
+    told = str(PortTaken("127.0.0.1", 80, error, flag="--grpc-port"))
+    assert told.startswith("cannot listen on 127.0.0.1:80: ")
+    assert words in told
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
