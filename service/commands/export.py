@@ -6,6 +6,7 @@ Triton are written beside it, as are the model's files of external data.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -132,6 +133,8 @@ def _check_target(out: Path) -> None:
     """Raise NotExported for a path that is no file, or that lies in a published model."""
     if out.is_dir() or not out.name:
         raise NotExported(f"--out is '{out}', which is a folder; expected a file as FOLDER/m.onnx")
+    if Path(os.path.realpath(out)).is_symlink():
+        raise NotExported(f"--out is '{out}', a link that leads to itself; name another file")
     if out.exists() and not out.is_file():  # the file would take the place of the device itself
         raise NotExported(
             f"--out is '{out}', a pipe, device or socket; expected the name of a file"

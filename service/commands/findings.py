@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from service.contract.bundle import Bundle, load_bundle, versions
+from service.contract.bundle import Bundle, load_bundle, models_of
 from service.contract.resources import available_threads
 from service.graph import providers, session
 from service.observe.traces import TracesUnavailable, open_traces
@@ -106,13 +106,15 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
         yield (False, "models", str(error)), None
         return
     models = Path(settings.models) if mirror is None else mirror.folder
-    names = model_names(models)
-    if not names:
+    there, unreadable = models_of(models)
+    for name, reason in unreadable.items():
+        yield (False, f"model {name}", reason), None
+    if not there and not unreadable:
         fine = None if settings.allow_no_models else False
         text = f"'{settings.models}' has no model (--allow-no-models starts without one)"
         yield (fine, "models", text), None
-    for name in names:
-        version = versions(models / name)[-1]
+    for name, numbers in there.items():
+        version = numbers[-1]
         folder = models / name / str(version)
         try:
             if mirror is not None:
@@ -131,4 +133,4 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
 
 def model_names(folder: Path) -> list[str]:
     """Return the names of the models in a folder."""
-    return sorted(each.name for each in folder.glob("*") if versions(each))
+    return list(models_of(folder)[0])

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -281,10 +282,36 @@ def is_version(folder_name: str) -> bool:
 
 
 def versions(model_folder: Path) -> list[int]:
-    """The versions published in a model's folder, oldest first."""
-    if not model_folder.is_dir():
+    """The versions published in a model's folder, oldest first; none if there is no such folder.
+
+    Raises OSError for a folder that cannot be listed.
+    """
+    try:
+        found = [e.name for e in model_folder.iterdir() if is_version(e.name) and e.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(e.name) for e in model_folder.iterdir() if is_version(e.name) and e.is_dir())
+    return sorted(map(int, found))
+
+
+def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The versions of each model that has one; and for each model whose folder cannot be listed,
+    why. Both by the model's name, and empty for a folder that is missing or cannot be listed.
+    """
+    found: dict[str, list[int]] = {}
+    unreadable = {}
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return {}, {}
+    for entry in entries:
+        try:
+            found[entry.name] = versions(entry)
+        except OSError as error:
+            if _NAME.fullmatch(entry.name):  # lost+found of a mounted disk, for one, is no model
+                unreadable[entry.name] = (
+                    f"{entry}: {error.strerror}; expected a folder that this user can read"
+                )
+    return {name: numbers for name, numbers in found.items() if numbers}, unreadable
 
 
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
@@ -332,7 +359,13 @@ def load_bundle(folder: Path) -> Bundle:
             f"{folder.parent.name}/{folder.name}; rename the folder, or publish the model again"
         )
     for name, digest in bundle.files.items():
-        if sha256_of(inside(folder, name)) != digest.lower():
+        try:
+            found = sha256_of(inside(folder, name))
+        except OSError as error:
+            raise InvalidBundle(
+                f"{folder / name}: {error.strerror}; expected a file that this user can read"
+            ) from error
+        if found != digest.lower():
             raise InvalidBundle(
                 f"{folder / name}: its sha256 is not that of {MANIFEST_FILE}, so the file was "
                 "changed or cut short; copy the whole folder again"
@@ -345,8 +378,8 @@ def inside(folder: Path, name: str) -> Path:
 
     Raises InvalidBundle when that lies outside the folder or is not a file.
     """
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = Path(os.path.realpath(folder / name))  # unlike resolve(), it takes a loop of links
+    if not path.is_relative_to(os.path.realpath(folder)):
         raise InvalidBundle(
             f"{folder}: '{name}' leaves the folder; expected a path to a file within it"
         )

@@ -4,6 +4,7 @@ It finds the logits, lists the external files, and refuses graphs that the head 
 """
 
 import locale
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,8 +174,8 @@ def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
         location = next((e.value for e in tensor.external_data if e.key == "location"), None)
         if location is None or location in found:
             continue
-        path = (folder / location).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = Path(os.path.realpath(folder / location))  # unlike resolve(), it takes a loop
+        if not path.is_relative_to(os.path.realpath(folder)):
             raise UnsupportedGraph(
                 f"external data '{location}' of '{tensor.name}' leaves the folder; expected a file "
                 "within it: export the model again"

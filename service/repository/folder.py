@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.contract.bundle import check_model_name, versions
+from service.contract.bundle import MANIFEST_FILE, check_model_name, models_of, versions
 from service.contract.nearest import did_you_mean
 from service.repository.on_demand import UnknownModel, size_of
 
@@ -16,14 +16,30 @@ class ModelFolder:
         self.path = path
 
     def names(self) -> list[str]:
-        """Return the name of every model that has a version, in order."""
-        if not self.path.is_dir():
-            return []
-        return sorted(e.name for e in self.path.iterdir() if e.is_dir() and versions(e))
+        """Return the name of every model that has a version, in order; see `unreadable`."""
+        return list(models_of(self.path)[0])
+
+    def unreadable(self) -> dict[str, str]:
+        """Return why a model's folder cannot be listed, by the model's name, for each such one."""
+        return models_of(self.path)[1]
+
+    def misnamed(self) -> str:
+        """Return which folder of a version has no version's name; empty if there is none."""
+        for manifest in sorted(self.path.glob(f"*/*/{MANIFEST_FILE}")):
+            hidden = manifest.parent.name.startswith(".")  # a model that is being published
+            if not hidden and not self.versions(manifest.parent.parent.name):
+                return f"'{manifest.parent}' is not named as a version is; expected 1, 2, 3 …"
+        return ""
 
     def versions(self, name: str) -> list[int]:
-        """Return the versions of a model, oldest first; none when the model is not there."""
-        return versions(self.path / name)
+        """Return the versions of a model, oldest first.
+
+        There are none when the model is not there, or its folder cannot be listed.
+        """
+        try:
+            return versions(self.path / name)
+        except OSError:
+            return []
 
     def version(self, name: str, version: int) -> Path:
         """Return the folder of a version."""
@@ -40,7 +56,9 @@ class ModelFolder:
     def check(self, name: str) -> None:
         """Raise UnknownModel, with the names that are there, unless the model has a version."""
         if not self.holds(name):
-            there = self.names()
+            there, unreadable = self.names(), self.unreadable()
+            if name in unreadable:
+                raise UnknownModel(unreadable[name])
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository; there is "
                 f"{', '.join(there) or 'none'}{did_you_mean(name[:80], there)}"

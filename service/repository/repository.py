@@ -37,6 +37,8 @@ class ModelFailed(ValueError):
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
 _UNLOADED = "it was unloaded while it was loading"
+_NO_VERSION = 0
+"""In place of a version in `faults`: no version is known, as the model's folder is unreadable."""
 
 
 class Repository:
@@ -79,7 +81,7 @@ class Repository:
             orders, carry_out=self._obey, serving=self.all, wait_seconds=load_seconds
         )
         self.faults: dict[tuple[str, int], str] = {}
-        """(model, version) → why it does not serve."""
+        """(model, version) → why it does not serve; version 0: why no version can be found."""
         self.folder_fault = ""
         """Why the folder of all models is not looked at; empty while it is."""
         self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
@@ -175,6 +177,10 @@ class Repository:
         """Return the name of every folder that holds a version, loaded or not."""
         return self._folder.names()
 
+    def misnamed(self) -> str:
+        """Return which folder is not named as a version is; empty if there is none."""
+        return self._folder.misnamed()
+
     def on_disk(self) -> list[tuple[str, int, str]]:
         """Return (name, version, why it does not serve) of every version in the folder.
 
@@ -215,12 +221,30 @@ class Repository:
             if self.folder_fault != before:
                 logger.error("%s", self.folder_fault)
             return
+        unreadable = self._look_for_faults()
         arrived = self._book.begin()
         await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
-        for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
+        for name in set(self._loaded) - set(self._wanted()) - set(self._stops) - unreadable:
             self._unserve(name)
         self._book.close_orders(arrived)
         await asyncio.to_thread(return_memory)
+
+    def _look_for_faults(self) -> set[str]:
+        """Forget the faults of versions that are gone, and log each folder that cannot be listed.
+
+        Each such folder is logged once. Returns the names of their models.
+        """
+        found = self._folder.unreadable()
+        for name, version in list(self.faults):
+            there = [_NO_VERSION] if name in found else self._folder.versions(name)
+            if version not in there:
+                del self.faults[name, version]
+        for name, reason in found.items():
+            if self.faults.get((name, _NO_VERSION)) != reason:
+                self.faults[name, _NO_VERSION] = reason
+                current = self._loaded.get(name, {})
+                logger.error("load of %s failed: %s; %s", name, reason, _still_serving(current))
+        return set(found)
 
     def _to_load(self) -> list[str]:
         """The models to load now: all, or under a limit the default one and those loaded before."""

@@ -15,10 +15,7 @@ ready.
 
 
 def check_paths(settings: Settings) -> None:
-    """Raise InvalidSetting when a file or folder that a setting names does not exist."""
-    models, keys = settings.models, settings.keys
-    if isinstance(models, str):  # a URL
-        models = Path()
+    """Raise InvalidSetting when a file or folder that a setting names is missing or unreadable."""
     for name in ("models", "models_cache"):
         if not _is_text(getattr(settings, name)):
             raise InvalidSetting(
@@ -26,24 +23,51 @@ def check_paths(settings: Settings) -> None:
                 "locale; onnxruntime cannot open such a path, so rename the folder, or set LANG to "
                 "C.UTF-8"
             )
+    try:
+        if isinstance(settings.models, Path):
+            _check_models(settings.models, may_be_missing=settings.allow_no_models)
+    except OSError as error:
+        raise InvalidSetting(
+            f"--models is '{settings.models}': {error.strerror}; expected a folder that this user "
+            "can read"
+        ) from None
+    try:
+        if settings.keys is not None:
+            _check_keys(settings.keys)
+    except OSError as error:
+        raise InvalidSetting(
+            f"--keys is '{settings.keys}': {error.strerror}; expected a file that this user can "
+            "read"
+        ) from None
+
+
+def _check_models(models: Path, *, may_be_missing: bool) -> None:
+    """Raise InvalidSetting, or OSError from the system."""
     if models.exists() and not models.is_dir():
         raise InvalidSetting(f"--models is '{models}'; expected a folder of published models")
-    if not models.exists() and not settings.allow_no_models:
+    if not models.exists():
+        if may_be_missing:
+            return
         raise InvalidSetting(
             f"--models is '{models}'; there is no such folder{nearest_path(models)} "
             "(use priordial demo to serve shipped models, --allow-no-models to start without any)"
         )
-    if models.is_dir() and any(each.is_file() for each in _manifests_of_one(models)):
+    next(models.iterdir(), None)  # raises where the folder cannot be listed
+    if any(each.is_file() for each in _manifests_of_one(models)):
         raise InvalidSetting(
             f"--models is '{models}', which is one model; expected the folder that holds the "
             "folders of models"
         )
-    if keys is not None and not keys.exists():
+
+
+def _check_keys(keys: Path) -> None:
+    """Raise InvalidSetting, or OSError from the system."""
+    if not keys.exists():
         raise InvalidSetting(
             f"--keys is '{keys}'; there is no such file{nearest_path(keys)} (`priordial key NAME "
             "--append FILE` makes one)"
         )
-    if keys is not None and keys.is_dir():
+    if keys.is_dir():
         raise InvalidSetting(f"--keys is '{keys}', which is a folder; expected a file of keys")
 
 

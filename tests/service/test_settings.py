@@ -154,6 +154,14 @@ def test_a_models_folder_that_is_a_file_and_a_missing_list_of_keys_are_refused(t
         check_paths(Settings(models=tmp_path, keys=tmp_path / "key.txt"))
 
 
+@pytest.mark.parametrize("name", ["models", "keys"])
+def test_a_path_that_cannot_be_looked_at_is_refused_with_the_systems_reason(tmp_path, name):
+    given = {"models": tmp_path, name: tmp_path / ("a" * 300)}
+    reported = rf"--{name} is '.*a': File name too long; expected a .* that this user can read"
+    with pytest.raises(InvalidSetting, match=reported):
+        check_paths(Settings(**given))
+
+
 def test_every_switch_can_be_turned_on_and_off_by_its_flag():
     parser = argparse.ArgumentParser()
     add_flags(parser)

@@ -57,14 +57,22 @@ class ServiceHealth:
         if not self._start_done.is_set():
             return "models are being loaded"
         if not self._repository.known() and not self._settings.allow_no_models:
-            if self._mirror is not None and self._mirror.fault is not None:
-                return f"no model is served yet, and it is tried again: {self._mirror.fault}"
-            return (
-                f"no model is served from '{self._settings.models}': publish one there "
-                f"({self._how_to_publish()}) and load it "
-                "(SIGHUP, or POST /v2/repository/models/NAME/load)"
-            )
+            return self._why_no_model()
         return None
+
+    def _why_no_model(self) -> str:
+        if self._mirror is not None and self._mirror.fault is not None:
+            return f"no model is served yet, and it is tried again: {self._mirror.fault}"
+        for reason in self._repository.faults.values():
+            return f"no model is served: {reason}; correct this, then load the model again"
+        misnamed = self._repository.misnamed()
+        if misnamed:
+            return f"no model is served: {misnamed}; rename it, and load the model (SIGHUP)"
+        return (
+            f"no model is served from '{self._settings.models}': publish one there "
+            f"({self._how_to_publish()}) and load it "
+            "(SIGHUP, or POST /v2/repository/models/NAME/load)"
+        )
 
     def why_degraded(self) -> str | None:
         """Every fault that the service works around; None while there is none."""

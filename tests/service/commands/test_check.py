@@ -72,6 +72,13 @@ def test_a_damaged_model_is_found(settings, models):
     assert "sha256" in faults(settings())["model linear/1"]
 
 
+def test_a_model_whose_folder_cannot_be_listed_is_found_and_the_others_pass(settings, models):
+    (models / "loop").symlink_to("loop")
+    found = faults(settings())
+    assert list(found) == ["model loop"]
+    assert "Too many levels" in found["model loop"]
+
+
 def test_keys_are_read_and_an_open_address_without_them_is_found(settings, tmp_path):
     assert "without keys" in faults(settings(host="0.0.0.0"))["access"]
     assert faults(settings(host="0.0.0.0", allow_anonymous=True)) == {}

@@ -1,6 +1,7 @@
 """The model folder: what model.json may say, that files match it, and atomic publication."""
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from service.contract.bundle import (
     class_digest,
     inside,
     load_bundle,
+    models_of,
     parse_bundle,
     sha256_of,
     versions,
@@ -490,6 +492,38 @@ def test_what_belongs_to_another_type_of_input_is_refused(changes, message):
 )
 def test_the_columns_of_a_row_are_those_of_training(provenance, names):
     assert parsed(provenance=provenance).column_names == names
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_one_without_versions(tmp_path):
+    assert versions(tmp_path / "gone") == []
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels"):
+        versions(tmp_path / "loop")
+
+
+def test_a_folder_of_models_tells_what_it_holds_and_what_cannot_be_listed(tmp_path):
+    published(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("loop", "lost+found"):  # the latter is no name of a model
+        (tmp_path / name).symlink_to(name)
+    there, unreadable = models_of(tmp_path)
+    assert there == {"pets": [1]}
+    assert list(unreadable) == ["loop"]
+    assert unreadable["loop"].endswith("expected a folder that this user can read")
+    assert models_of(tmp_path / "gone") == models_of(tmp_path / "loop") == ({}, {})
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+    folder = published(tmp_path)
+
+    def denied(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(bundle, "sha256_of", denied)
+    with pytest.raises(
+        InvalidBundle, match=r"model\.onnx: Permission denied; expected a file that this user can"
+    ):
+        load_bundle(folder)
 
 
 def test_the_columns_of_several_inputs_are_their_names():

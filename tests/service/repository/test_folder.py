@@ -1,5 +1,7 @@
 """`service.repository.folder`: which models the folder holds, and what a client's name can do."""
 
+import re
+
 import pytest
 
 from service.repository.folder import ModelFolder
@@ -26,6 +28,28 @@ def test_a_name_without_a_version_is_refused_with_the_names_that_are_there(folde
     assert not folder.holds(name)
     with pytest.raises(UnknownModel, match="in the repository; there is linear"):
         folder.check(name)
+
+
+def test_a_model_whose_folder_cannot_be_listed_is_told_and_costs_no_other(folder):
+    (folder.path / "loop").symlink_to("loop")
+    (folder.path / "lost+found").symlink_to("lost+found")  # no name of a model
+    assert folder.names() == ["linear"]
+    assert folder.versions("loop") == []
+    (name, reason), *others = folder.unreadable().items()
+    assert (name, others) == ("loop", [])
+    assert reason.endswith("expected a folder that this user can read")
+    with pytest.raises(UnknownModel, match=re.escape(reason)):
+        folder.check("loop")
+
+
+@pytest.mark.parametrize("name", ["01", "v1", "1.0"])
+def test_a_version_of_another_name_is_told(folder, name):
+    assert folder.misnamed() == ""
+    version = folder.version("linear", 1)
+    version.rename(version.with_name(name))
+    assert folder.names() == []
+    told = f"'{version.with_name(name)}' is not named as a version is; expected 1, 2, 3 …"
+    assert folder.misnamed() == told
 
 
 def test_a_folder_with_any_entry_is_not_lost(folder):

@@ -1,6 +1,7 @@
 """Odd requests, folders and rows of the store that were tried once and held: none may do harm."""
 
 import os
+import signal
 import socket
 import sqlite3
 
@@ -96,9 +97,14 @@ def test_odd_entries_of_the_models_folder_cost_no_other_model(tmp_path):
     with running(tmp_path, default_model="good") as server:
         assert httpx.post(f"{server.url}/predict", json=BODY, timeout=30).status_code == 200
         shown = httpx.get(f"{server.url}/models", timeout=30).json()
+        (tmp_path / "good").rename(tmp_path.with_name("elsewhere"))
+        (tmp_path / "good").symlink_to("good")  # as a folder that this user may not list
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("load of good failed: .*; version 1 keeps serving")
+        assert httpx.post(f"{server.url}/predict", json=BODY, timeout=30).status_code == 200
     assert [each["name"] for each in shown["models"]] == ["good"]
     faults = {each["model"] for each in shown["faults"]}
-    assert {"deep", "marked", "empty", "loop", "endless"} <= faults
+    assert {"a", "b", "deep", "marked", "empty", "loop", "endless"} <= faults
 
 
 @pytest.mark.parametrize("statement", ALTERED)
