@@ -350,7 +350,10 @@ class Feed:
         if error is not None and error.kind not in ("away", "slow") and not self._first.done():
             self._on_loop(lambda: self._fail_first(error))
         if error is not None and (before is None or before.kind != error.kind):
-            log.warning("%s; the priors served last stay in force until it works again", error)
+            meanwhile = "no stored prior has been read yet"
+            if self._first.done():
+                meanwhile = "the priors served last stay in force until it works again"
+            log.warning("%s; %s", error, meanwhile)
         if error is None and before is not None:
             log.warning("the store of priors answers again")
 

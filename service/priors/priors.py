@@ -108,7 +108,9 @@ class Priors:
         error = await self._feed.start(seconds=seconds)
         if error is not None and not optional:
             await self.stop()
-            raise error
+            raise StoreUnavailable(
+                error.kind, f"{error.detail}; give --store-optional to start without it"
+            )
 
     async def stop(self) -> None:
         """Stop following; the priors read so far stay in force."""

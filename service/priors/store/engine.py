@@ -54,6 +54,8 @@ def parse_store_url(text: str) -> URL:
         url = make_url(store_url(text))
     except ArgumentError:
         raise InvalidStoreUrl(f"the store's URL cannot be read; {expected}") from None
+    if "@" in (url.host or ""):  # the end of the password, which would stand in the log
+        raise InvalidStoreUrl("the store's URL has two '@'; write the one of the password as %40")
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername in ("sqlite", "sqlite+pysqlite"):

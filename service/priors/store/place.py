@@ -28,7 +28,10 @@ def make_folder(text: str) -> None:
 
 
 def _default_file() -> Path:
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return user_data_path("priordial", appauthor=False) / FILE
     if (here / FILE).exists() or (here == _CHECKOUT and (here / "pyproject.toml").exists()):
         return here / FILE
     return user_data_path("priordial", appauthor=False) / FILE

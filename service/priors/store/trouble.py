@@ -40,6 +40,11 @@ _SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
     ("42501", "read-only"),  # insufficient privilege
 )
 
+_ADVICE: dict[StoreTrouble, str] = {
+    "away": "check --store, and that this user can reach it",
+    "read-only": "give this user the right to write to it (of a file, to its folder too)",
+}
+
 
 @contextmanager
 def typed_trouble() -> Iterator[None]:
@@ -58,18 +63,21 @@ def trouble_of(error: Exception) -> StoreUnavailable:
             "corrupt", "its tables contradict each other; restore the store from a backup"
         )
     words = " ".join(str(cause).split())[:300] or type(cause).__name__
-    state = getattr(cause, "sqlstate", None)
-    if state is not None:
-        for code, kind in _SQLSTATE:
-            if state == code:
-                return StoreUnavailable(kind, words)
-        return StoreUnavailable("away", words)
+    if isinstance(cause, OSError) and cause.filename is not None:
+        words = f"'{cause.filename}': {cause.strerror}"
+    kind = _kind_of(cause, words)
     limit = file_limit()
     if limit is not None and "disk I/O error" in words:
-        return StoreUnavailable("full", f"{words}; {limit}")
-    for part, kind in _SQLITE:
-        if part in words:
-            if part == "not a database":
-                words += "; expected one that this service made: name another with --store"
-            return StoreUnavailable(kind, words)
-    return StoreUnavailable("away", words)
+        kind, advice = "full", limit
+    elif "not a database" in words:
+        advice = "expected one that this service made: name another with --store"
+    else:
+        advice = _ADVICE.get(kind, "")
+    return StoreUnavailable(kind, f"{words}; {advice}" if advice else words)
+
+
+def _kind_of(cause: BaseException, words: str) -> StoreTrouble:
+    state = getattr(cause, "sqlstate", None)
+    if state is not None:
+        return dict(_SQLSTATE).get(state, "away")
+    return next((kind for part, kind in _SQLITE if part in words), "away")

@@ -34,6 +34,11 @@ def test_a_store_in_the_current_folder_goes_on_being_used(data, tmp_path):
     assert store_url(AUTO) == f"sqlite:///{tmp_path}/here/priordial.db"
 
 
+def test_a_current_folder_that_was_deleted_is_none_to_keep_priors_in(data, tmp_path):
+    (tmp_path / "here").rmdir()
+    assert store_url(AUTO) == f"sqlite:///{data}/priordial/priordial.db"
+
+
 def test_in_a_clone_of_the_project_priors_are_kept_beside_it(data, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert store_url(AUTO) == f"sqlite:///{ROOT}/priordial.db"
@@ -53,6 +58,7 @@ def test_a_store_that_is_named_is_taken_as_it_is(data):
         ("mysql://h/n", "unknown kind of store 'mysql'; expected sqlite"),
         ("ops:secret@db/x", "the store is not a URL of a store; expected sqlite"),
         ("sqlite://ops:secret@", "the store is not a URL of a store, which is not a file"),
+        ("postgresql://ops:se@secret@h/p", "has two '@'; write the one of the password as %40"),
     ],
 )
 def test_a_store_that_is_none_is_told_without_a_password(text, message):
