@@ -1,10 +1,10 @@
 """The `priordial` command: one front for the service's verbs and for training."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-from service.contract.extras import missing_extra
+from service.contract.extras import VERSION, missing_extra
+from service.contract.resources import CLOSED, flushed, open_standard_streams
 
 GROUPS = {
     "serve a model": {
@@ -48,15 +48,10 @@ USAGE = "usage: priordial VERB …, priordial VERB --help, priordial --version"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code: 0 done, 1 failed, 2 wrong use."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        _print(help_text(), to_stderr=not given)
-        return 0 if given else 2
-    if given[0] == "--version":
-        _print(f"priordial {version()}")
-        return 0
-    if given[0] not in VERBS:
-        _print(_unknown(given[0]), to_stderr=True)
-        return 2
+    serves = given[:1] in (["serve"], ["demo"])
+    if not open_standard_streams() and not serves:
+        _print(f"priordial: {CLOSED}", to_stderr=True)
+        return 1
     status = 1
     try:
         status = _run(given, alone=arguments is None)
@@ -64,7 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while a verb was imported; later, each has its own answer to it
         _print("priordial: stopped", to_stderr=True)
     except BrokenPipeError:  # `priordial doctor | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flushed()
+        status = 1
+    except OSError as error:
+        if serves:
+            raise
+        flushed()
+        _print(
+            f"priordial: {error.filename or 'standard output'}: {error.strerror}", to_stderr=True
+        )
         status = 1
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="training" if given[0] in TRAINING else "serve")
@@ -72,16 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _print(f"priordial: {advice}", to_stderr=True)
     return status
-
-
-def version() -> str:
-    """Return the installed version of the package, or `unknown` if it is not installed."""
-    from importlib import metadata  # late: Ctrl-C during the first imports is a traceback
-
-    try:
-        return metadata.version("priordial")
-    except metadata.PackageNotFoundError:
-        return "unknown (the package is not installed)"
 
 
 def help_text() -> str:
@@ -93,6 +86,19 @@ def help_text() -> str:
 
 
 def _run(given: list[str], *, alone: bool) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        _print(help_text(), to_stderr=not given)
+        return 0 if given else 2
+    if given in (["--version"], ["completion", "--version"]):
+        _print(f"priordial {VERSION}")
+        return 0
+    if given[0] not in VERBS:
+        _print(_unknown(given[0]), to_stderr=True)
+        return 2
+    return _run_verb(given, alone=alone)
+
+
+def _run_verb(given: list[str], *, alone: bool) -> int:
     if given[0] == "completion":
         return _completion(given[1:])
     if given[0] in TRAINING:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+from service.contract.resources import CLOSED, flushed, open_standard_streams
+from service.process.exit_codes import FAILED
 from service.server.startup import prepare_process
 
 PROVIDERS = """providers:
@@ -23,20 +25,35 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
 
     prog: the command's name in its help and its errors.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["serve"]:
         prepare_process()  # before the imports below, which take a second
+    elif not open_standard_streams():
+        return _failed(prog, CLOSED)
     from service.contract.extras import missing_extra
-    from service.process.exit_codes import FAILED
 
     try:
-        return _run(given, prog)
+        status = _run(given, prog)
+        sys.stdout.flush()  # what cannot be written raises here, not while the interpreter exits
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="serve")
         if advice is None:
             raise
-        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - output of a command
+        return _failed(prog, advice)
+    except BrokenPipeError:  # `python -m service doctor | head`
+        flushed()
         return FAILED
+    except OSError as error:
+        if given[:1] == ["serve"]:
+            raise
+        flushed()
+        return _failed(prog, f"{error.filename or 'standard output'}: {error.strerror}")
+    return status
+
+
+def _failed(prog: str, reason: str) -> int:
+    print(f"{prog}: {reason}", file=sys.stderr)  # noqa: T201 - output of a command
+    return FAILED
 
 
 def make_parser(prog: str) -> "argparse.ArgumentParser":
@@ -45,6 +62,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
 
     from service.commands import export_flags, key, prior_flags
     from service.commands.importing import flags as import_flags
+    from service.contract.extras import VERSION
     from service.contract.nearest import did_you_mean
     from service.settings import add_flags
 
@@ -53,6 +71,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
 
         def __init__(self, **more: Any) -> None:
             super().__init__(**more, allow_abbrev=False)
+            self.add_argument("--version", action="version", version=f"priordial {VERSION}")
 
         def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
             """Refuse an unknown flag here, where the flags of the verb are known."""
@@ -98,7 +117,7 @@ def _run(given: Sequence[str], prog: str) -> int:
     from service.settings import InvalidSetting, read_settings, read_store
 
     parser = make_parser(prog)
-    if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "--version"):
         parser.error(f"'{given[0]}' came before a verb; to serve, write: {prog} serve {given[0]} …")
     values = vars(parser.parse_args(given))
     verb = values["verb"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from service.contract.extras import missing_extra
+from service.contract.resources import CLOSED, open_standard_streams
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,6 +44,9 @@ def run(
 
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:
+    if not open_standard_streams():
+        print(f"{prog}: {CLOSED}", file=sys.stderr)  # noqa: T201 - output of a command
+        return 1
     try:
         from training.commands.cli import main as run_verb
 

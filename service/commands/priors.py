@@ -1,5 +1,6 @@
 """The verbs `priors …`, which work on the store of priors."""
 
+import codecs
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -82,12 +83,13 @@ def _write(out: Path, text: str) -> None:
 
 
 def _import(given: Mapping[str, Any], url: str) -> None:
-    text = (
-        sys.stdin.read()
-        if given["file"] == "-"
-        else Path(given["file"]).read_text(encoding="utf-8-sig")
-    )
-    document = parse_document(text)
+    name = given["file"]
+    text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        document = parse_document(text.removeprefix(codecs.BOM_UTF8))
+    except InvalidDocument as error:
+        shown = "standard input" if name == "-" else f"'{name}'"
+        raise InvalidDocument(f"{shown} is no export of priors: {error}") from None
     with closing(open_store(url)) as store:
         store.open()
         done = import_document(store, document)

@@ -1,6 +1,9 @@
-"""Says which extra of the package installs a library that is missing."""
+"""What is installed: the version of this package, and the extra that a missing library needs."""
 
 import importlib.util
+
+VERSION = "0.1.0"
+"""The version of the package; pyproject.toml reads it from here."""
 
 EXTRAS = {
     "serve": (

@@ -1,4 +1,4 @@
-"""The processors and the memory that this process may use, in a control group or without one."""
+"""The processors, the memory and the standard streams that this process may use."""
 
 import os
 import sys
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+CLOSED = "standard output is closed; give the command a file, a pipe or /dev/null"
+"""Said in place of a command's output that nobody would get."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,33 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
+
+
+def open_standard_streams() -> bool:
+    """Open /dev/null for each closed standard stream. Returns whether stdout was open.
+
+    Otherwise the next opened file or socket would get its descriptor, and output would go into it.
+    What is meant for a closed stderr would appear on stdout.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    was_open = sys.stdout is not None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    return was_open
+
+
+def flushed() -> bool:
+    """Write what stdout holds. False if that fails; stdout is then led to /dev/null.
+
+    Otherwise the interpreter would try it again as it ends, and fail with a traceback.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

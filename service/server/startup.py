@@ -11,11 +11,11 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from service.contract.resources import open_standard_streams
 from service.process import stderr
 from service.process.allowance import heed_processor_time, processor_time
 from service.process.exit_codes import DONE, FAILED
@@ -37,7 +37,7 @@ def prepare_process() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(STARTING_GC_ALLOCATIONS)
-    _open_standard_streams()
+    open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -108,19 +108,3 @@ def _spent() -> None:
     stderr.tell(f"priordial: {processor_time()}\n".encode())
     stderr.flush()
     os._exit(FAILED)
-
-
-def _open_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream.
-
-    Otherwise the next opened file or socket would get its descriptor, and logs would go into it.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

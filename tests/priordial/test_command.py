@@ -1,13 +1,17 @@
 """The command `priordial` starts every verb, and says what to install for a missing library."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from priordial.__main__ import VERBS, main, version
+from priordial.__main__ import VERBS, main
+from service.__main__ import main as serve
+from service.contract.extras import VERSION
+from training.__main__ import run as train
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,9 +44,24 @@ def test_help_is_printed_on_request_and_for_an_empty_command_line(capsys):
     assert capsys.readouterr().err == asked
 
 
-def test_version_is_that_of_the_package(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"priordial {version()}\n"
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [
+        (main, []),
+        (serve, []),
+        (serve, ["priors", "list"]),
+        (train, []),
+        *((main, [verb]) for verb in VERBS),
+        (main, ["train", "fit"]),
+    ],
+)
+def test_every_command_and_verb_prints_the_version(start, line, capsys):
+    try:
+        status = start([*line, "--version"])
+    except SystemExit as end:  # of argparse
+        status = end.code
+    assert status == 0
+    assert capsys.readouterr().out == f"priordial {VERSION}\n"
 
 
 def test_a_misspelt_verb_is_answered_with_the_nearest_one(capsys):
@@ -57,6 +76,38 @@ def test_a_flag_before_the_verb_is_answered_with_the_command_to_write(package, n
     done = _run(package, "--models", "models")
     assert done.returncode == 2
     assert f"'--models' came before a verb; to serve, write: {name} serve --models …" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("priordial --version >&-", "priordial: standard output is closed; give the command a "),
+        ("service key a >&-", "python -m service: standard output is closed; give the command a "),
+        ("training data digits >&-", "training: standard output is closed; give the command a "),
+        ("priordial --help >/dev/full", "priordial: standard output: No space left on device"),
+        ("service doctor >/dev/full", "python -m service: standard output: No space left"),
+    ],
+)
+def test_output_that_nobody_gets_is_a_failure_in_one_line(line, said):
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m {line}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(said)
+
+
+def test_nothing_that_is_meant_for_a_closed_stderr_appears_in_the_output():
+    command = f"{shlex.quote(sys.executable)} -m service key a 2>&-"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert re.fullmatch(r"priordial_\S+\n", done.stdout)
 
 
 @pytest.mark.parametrize("verb", ["serve", "train", "score"])

@@ -137,7 +137,7 @@ def test_the_command_says_what_to_install_in_an_empty_environment(wheel, tmp_pat
             check=False,
         )
 
-    assert command("--version").stdout.startswith("priordial ")
+    assert command("--version").stdout == f"priordial {wheel.name.split('-')[1]}\n"
     for verb in (("serve",), ("train", "fit", "--data", "digits")):
         done = command(*verb)
         assert done.returncode == 1

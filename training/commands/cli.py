@@ -6,14 +6,15 @@ Results go to stdout, everything else to stderr.
 import argparse
 import functools
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from service.contract.extras import VERSION
 from service.contract.next_steps import to_serve
+from service.contract.resources import flushed
 from training.commands import calibrate, evidence, score
 from training.commands import compare as comparing
 from training.commands import fit as fitting
@@ -46,8 +47,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
             _print(result, options)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `training … --json | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flushed()
         return 1
+    except OSError as error:
+        flushed()
+        return _report(f"the result cannot be printed: {error.strerror}", 1)
     return 0
 
 
@@ -86,6 +90,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Train, calibrate and publish classifiers for long-tailed data.",
     )
+    _add_version(parser)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     add_verb = functools.partial(_verb, verbs)
     fitting.add_verb(add_verb)
@@ -102,8 +107,13 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
         name, help=text, description=text, allow_abbrev=False
     )
     parser.set_defaults(run=run, publishes=False, stopped="")
+    _add_version(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"priordial {VERSION}")
 
 
 def _add_data(add_verb: Callable[..., argparse.ArgumentParser]) -> None:

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from service.contract.extras import VERSION
+
 LIBRARIES = (
     "numpy",
     "torch",
@@ -43,17 +45,9 @@ def made_by(command: str) -> dict[str, str]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "command": f"`{command}`" if command else "–",
-        "code": " ".join(filter(None, (_version(), code_revision()))),
+        "code": " ".join(filter(None, (f"priordial {VERSION}", code_revision()))),
         "libraries": ", ".join(map(" ".join, library_versions().items())),
     }
-
-
-def _version() -> str:
-    """Return this package's name and version; only the name if it is not installed."""
-    try:
-        return f"priordial {metadata.version('priordial')}"
-    except metadata.PackageNotFoundError:
-        return "priordial"
 
 
 def _git(*arguments: str, folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from service.api.priors.automatic import AutomaticSteps
 from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
+from service.contract.extras import VERSION
 from service.contract.nearest import did_you_mean
 from service.contract.resources import available_threads
 from service.evaluate.answers import Answers
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
 GRPC_STOP_SECONDS = 10.0
 """Seconds that running gRPC calls get at shutdown, after HTTP requests have finished."""
 

@@ -71,7 +71,7 @@ def test_an_import_brings_a_known_prior_up_to_date_and_keeps_its_history(
     monkeypatch.setenv("PRIORDIAL_STORE", one)
     assert main(["priors", "export", "--model", "pets"]) == 0
     text = capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["priors", "import", "--store", other, "-"]) == 0
     ours = [entry for entry in everything(other) if entry[1] == "default"]
     assert [(entry[2], entry[6]) for entry in ours] == [(1, "me"), (2, "import")]
@@ -109,6 +109,15 @@ def test_a_wrong_document_is_refused_and_changes_nothing(tmp_path, capsys, chang
     assert main(["priors", "import", "--store", other, str(wrong)]) == 2
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00", b"", "é".encode("utf-16"), b"[]"])
+def test_what_is_no_export_is_refused_by_the_name_of_its_file(tmp_path, capsys, content):
+    file = tmp_path / "priors.json"
+    file.write_bytes(content)
+    store = f"sqlite:///{tmp_path}/p.db"
+    assert main(["priors", "import", str(file), "--store", store]) == 2
+    assert f"error: '{file}' is no export of priors: " in capsys.readouterr().err
 
 
 def test_an_export_makes_no_store_and_says_what_is_missing(tmp_path, capsys):

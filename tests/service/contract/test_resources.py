@@ -1,10 +1,20 @@
-"""The memory and processors that a process may use, read from files as the kernel writes them."""
+"""The memory and processors that a process may use, read from files as the kernel writes them; and
+its standard streams.
+"""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
-from service.contract.resources import available_memory, available_threads, processors
+from service.contract.resources import (
+    available_memory,
+    available_threads,
+    flushed,
+    open_standard_streams,
+    processors,
+)
 
 GIB = 2**30
 
@@ -87,3 +97,30 @@ def test_a_group_outside_the_container_counts_by_what_the_container_sees(root, m
 
 def test_the_threads_of_this_process_are_the_processors_that_it_may_use():
     assert available_threads() == processors().usable >= 1
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "stdin"), (1, "stdout"), (2, "stderr")])
+def test_a_closed_standard_stream_is_led_to_nothing(monkeypatch, capfd, number, name):
+    with capfd.disabled():
+        kept = os.dup(number)
+        os.close(number)
+        monkeypatch.setattr(sys, name, None)
+        try:
+            was_open = open_standard_streams()
+            opened = Path(f"/proc/self/fd/{number}").readlink()
+            stream = getattr(sys, name)
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
+    assert was_open == (name != "stdout")
+    assert opened == Path(os.devnull)
+    assert stream.fileno() == number
+
+
+def test_output_that_cannot_be_written_is_told_once_and_then_dropped(monkeypatch):
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert flushed()
+        full.write("lost")
+        assert not flushed()
+        assert flushed()
