@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
 from service.contract.bundle import MANIFEST_FILE
 from service.contract.shift.verdict import assess
-from training.data import stream
 from training.data.sources.digest import files_digest
+from training.data.streams.blocks import read_blocks
+from training.data.streams.find import find_sources
+from training.data.streams.rows import Block, Reading, Source
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_output
 from training.run.published import Published, checked_tau, prior_of
@@ -85,10 +87,10 @@ def score_rows(
     the answers cannot be written.
     """
     scorer = _Scorer(scoring)
-    sources = stream.find(place)
+    sources = find_sources(place)
     _check_out(out, sources)
     _check_kept(keep)
-    reading = stream.Reading(
+    reading = Reading(
         spec=scorer.model.bundle.input,
         columns=_columns(columns, scorer.trained_columns()),
         keep=tuple(keep),
@@ -137,7 +139,7 @@ def score_rows(
     }
 
 
-def _check_out(out: Path, sources: Sequence[stream.Source]) -> None:
+def _check_out(out: Path, sources: Sequence[Source]) -> None:
     """Raise WrongUse unless the answers get a file of their own, with the name of its kind."""
     if out.suffix.lower() != ".parquet" or out.is_dir():
         kind = "is a folder" if out.is_dir() else "is written as Parquet"
@@ -209,7 +211,7 @@ class _Scorer:
         found = self.model.bundle.column_names
         return None if found is None else tuple(found)
 
-    def answers(self, source: stream.Source, block: stream.Block) -> "pa.Table":
+    def answers(self, source: Source, block: Block) -> "pa.Table":
         """Return the answers to a block, one row each; the adjustment is in float64."""
         import pyarrow as pa
 
@@ -261,9 +263,7 @@ class _Scorer:
         return bundle.output.logits(raw)
 
 
-def _estimated(
-    sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
-) -> dict[str, Any]:
+def _estimated(sources: Sequence[Source], reading: Reading, scorer: _Scorer) -> dict[str, Any]:
     """Estimate the class prior of the rows, from a sample of at most MAX_ESTIMATE_CELLS logits."""
     bundle = scorer.model.bundle
     if scorer.prior.log_source is None:
@@ -275,7 +275,7 @@ def _estimated(
     rng, seen = np.random.default_rng(0), 0
     held = np.empty((0, len(bundle.class_names)))
     for source in sources:
-        for _, block in stream.blocks(source, reading, skip=lambda _: False):
+        for _, block in read_blocks(source, reading, skip=lambda _: False):
             logits = scorer.logits(block.inputs)
             free = min(len(logits), most - len(held))
             held = np.concatenate([held, logits[:free]]) if free else held
@@ -325,8 +325,8 @@ class _Share:
     """The blocks that one process scores: every `workers`-th block of each source."""
 
     scoring: Scoring
-    sources: tuple[stream.Source, ...]
-    reading: stream.Reading
+    sources: tuple[Source, ...]
+    reading: Reading
     parts: Path
     worker: int
     workers: int
@@ -341,7 +341,7 @@ class _Share:
                 mine = number % self.workers == self.worker
                 return not mine or self._part(position, number).exists()
 
-            for number, block in stream.blocks(source, self.reading, skip=skip):
+            for number, block in read_blocks(source, self.reading, skip=skip):
                 write_part(scorer.answers(source, block), self._part(position, number))
                 blocks, rows = blocks + 1, rows + len(block.inputs)
                 if report is not None:
@@ -366,9 +366,7 @@ class _Share:
         return part_of(self.parts, source, block)
 
 
-def _identity(
-    sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
-) -> dict[str, Any]:
+def _identity(sources: Sequence[Source], reading: Reading, scorer: _Scorer) -> dict[str, Any]:
     """Return the facts that must be equal for one run to continue another."""
     prior = scorer.prior
     adjustment = hashlib.sha256(prior.log_target.tobytes())
@@ -388,7 +386,7 @@ def _identity(
     }
 
 
-def _listing(sources: Sequence[stream.Source]) -> str:
+def _listing(sources: Sequence[Source]) -> str:
     """Return a digest of the names, sizes and times of the files that are scored."""
     listing = hashlib.sha256()
     for file in (file for source in sources for file in (source.files or (source.path,))):
