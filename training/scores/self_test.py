@@ -76,12 +76,14 @@ def _streams(
     mixes["random"] = rng.dirichlet(np.ones(f.shape[1]))
     mixes["dominant"] = dominant_mix(int(rng.integers(f.shape[1])), f.shape[1])
     for half in halves:
-        block, members = half.block, half.members
+        block, pool = half.block, np.concatenate(half.members)
+        there = np.array([len(each) for each in half.members])
+        begins = np.cumsum(there) - there
         heat, source = block.temperature, block.log_source
         for name, mix in mixes.items():
             for _ in range(SELF_TEST_DRAWS):
                 drawn = rng.choice(len(mix), size=known.rows, p=mix)
-                inputs = np.array([members[y][rng.integers(len(members[y]))] for y in drawn])
+                inputs = pool[begins[drawn] + rng.integers(there[drawn])]
                 stream = f[inputs]
                 estimate = estimate_prior(
                     stream,
