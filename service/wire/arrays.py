@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.contract.inputs.columns import empty_record, empty_values, records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
-from service.contract.inputs.spec import InputSpec
+from service.contract.inputs.spec import MAX_TEXT_CHARACTERS, InputSpec
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.json_text import MAX_WHOLE_BYTES, holds
@@ -20,10 +20,6 @@ from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
 from service.wire.shown import NO_ROWS, shape_words, short
 
 Array = NDArray[Any]
-MAX_TEXT_CHARACTERS = 20_000
-"""The most characters of one text: a graph that splits texts into words pads every row of a batch
-to the longest.
-"""
 MAX_TENSOR_BYTES = 256 * 2**20
 """The largest tensor that converting a request's values may make."""
 

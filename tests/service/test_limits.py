@@ -18,6 +18,7 @@ from service.api.oip import answer, infer, request
 from service.api.priors import insight, shift
 from service.api.rpc import messages
 from service.contract import pixels
+from service.contract.inputs import spec
 from service.contract.members import costs, switch
 from service.evaluate import answers, contexts, feedback, live
 from service.priors import making, priors
@@ -93,7 +94,7 @@ TABLE = {
     "a gRPC message beside its raw contents": [f"{messages.MAX_TYPED_BYTES // MIB} MiB"],
     "inputs of one inference request": [request.MAX_INPUTS],
     "different priors in one inference request": [infer.MAX_ROW_PRIORS],
-    "one text": [arrays.MAX_TEXT_CHARACTERS],
+    "one text": [spec.MAX_TEXT_CHARACTERS],
     "parts of a form": [forms.MAX_PARTS],
     "an image": [pixels.MAX_PIXELS],
     "a side of an image": [pixels.MAX_SIDE],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.inputs.spec import MAX_TEXT_CHARACTERS
 from training.data.columns import is_number
 from training.data.dataset import Dataset, Split
 from training.data.image_files import ImageFiles
@@ -71,6 +72,7 @@ def problems(data: Dataset) -> list[str]:
         *_columns(data),
         *_shared_rows(data),
         *_equal_texts(data),
+        *_long_texts(data),
         *_unspaced(data),
     ]
 
@@ -243,6 +245,35 @@ def _unspaced(data: Dataset) -> Iterator[str]:
 def _equal_texts(data: Dataset) -> Iterator[str]:
     if data.kind == "text" and len({str(text) for text in data.train.inputs[:MAX_ROWS]}) == 1:
         yield f"all training texts are equal: {str(data.train.inputs[0])[:40]!r}"
+
+
+def _long_texts(data: Dataset) -> Iterator[str]:
+    """Yield how many texts and categories the service would refuse."""
+    for name, split in {"training": data.train, "val": data.val, "test": data.test}.items():
+        if split is None or data.kind not in {"text", "columns"}:
+            continue
+        long, longest = 0, 0
+        for column in _strings(split):
+            lengths = np.fromiter(map(len, column), np.int64, len(column))
+            long += int((lengths > MAX_TEXT_CHARACTERS).sum())
+            longest = max(longest, int(lengths.max(initial=0)))
+        if long:
+            yield (
+                f"{long:,} of {len(split):,} {name} texts have more than {MAX_TEXT_CHARACTERS:,} "
+                f"characters, the longest {longest:,}: the service refuses such texts, so shorten "
+                "these as you will shorten those"
+            )
+
+
+def _strings(split: Split) -> Iterator[NDArray[Any]]:
+    """Yield the texts of a split, or each of its columns of categories."""
+    rows = np.asarray(split.inputs)
+    if rows.dtype.names is None:
+        yield rows.reshape(-1)
+        return
+    for name in rows.dtype.names:
+        if rows[name].dtype == object:
+            yield rows[name].reshape(-1)
 
 
 def _digests(split: Split) -> Iterator[bytes]:

@@ -13,6 +13,11 @@ from service.contract.values import Single, between
 RECORD = "record"
 """The `dtype` for a graph with several inputs: each row is a record with one field per input."""
 
+MAX_TEXT_CHARACTERS = 20_000
+"""The most characters of one text: a graph that splits texts into words pads every row of a batch
+to the longest.
+"""
+
 TENSOR_DTYPES = (
     "float16",
     "float32",

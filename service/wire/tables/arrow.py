@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.extras import missing_extra
-from service.wire.arrays import MAX_TEXT_CHARACTERS
+from service.contract.inputs.spec import MAX_TEXT_CHARACTERS
 from service.wire.faults import InvalidInput, Malformed, TooLarge, UnsupportedBody
 from service.wire.shown import short
 from service.wire.tables.rows import Column, check_names, without_index

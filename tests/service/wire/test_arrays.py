@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.contract.inputs.spec import InputSpec
-from service.wire.arrays import MAX_TEXT_CHARACTERS, array_of, example_input, fitted
+from service.contract.inputs.spec import MAX_TEXT_CHARACTERS, InputSpec
+from service.wire.arrays import array_of, example_input, fitted
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
 from service.wire.forms import MAX_FIELD_BYTES, parse_form
 from service.wire.json_text import parse_json, parse_json_object

@@ -96,6 +96,15 @@ def test_texts_that_are_all_equal_are_told(tmp_path):
     assert "all training texts are equal: 'same text'" in problems(found)
 
 
+def test_texts_that_the_service_would_refuse_are_told_with_their_number_and_the_longest(tmp_path):
+    texts = ["a b " * 5_000, *["a b"] * 9, "a b " * 6_000, "a b " * 5_001]
+    spec = write(tmp_path / "own.npz", ["good", "bad"] * 6, x=np.array(texts))
+    found = prepare_data(make(None, {"data": spec, "network": "text", "validation_per_class": 0}))
+    (reported,) = [each for each in problems(found) if "the service refuses" in each]
+    assert reported.startswith("2 of 12 training texts have more than 20,000 characters, the ")
+    assert "the longest 24,000:" in reported
+
+
 def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
     texts = np.array([f"第{i}句话" for i in range(1500)])
     spec = write(tmp_path / "own.npz", ["good", "bad"] * 750, x=texts)
