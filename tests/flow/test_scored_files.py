@@ -10,7 +10,8 @@ from pyarrow import parquet
 
 from tests.support.server import running
 from tests.support.small_models import inputs, publish_model
-from training.run.scoring.score_rows import Scoring, score_rows
+from training.run.scoring.score_rows import score_rows
+from training.run.scoring.scorer import Scoring
 from training.scores.source import measure
 
 

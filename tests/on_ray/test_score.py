@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.small_models import FEATURES, publish_model
-from training.run.scoring.score_rows import Scoring, score_rows
+from training.run.scoring.score_rows import score_rows
+from training.run.scoring.scorer import Scoring
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'priordial[ray]'")
 

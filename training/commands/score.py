@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from training.commands.flags import place
-from training.faults import WrongUse
+from training.faults import WrongUse, say
 
 AddVerb = Callable[..., argparse.ArgumentParser]
 
@@ -71,6 +71,11 @@ def add_verb(add: AddVerb) -> None:
         help="the array of an .npz file to score (default x, x_test or X)",
     )
     parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="give a row that cannot be read an empty answer, with the reason in the column error",
+    )
+    parser.add_argument(
         "--top-k",
         type=int,
         default=0,
@@ -112,9 +117,19 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
+def _broken_rows(result: dict[str, Any]) -> str:
+    """How many rows are broken, and the first of them."""
+    first = [f"  {each['error']}" for each in result["first_broken"]]
+    more = result["broken"] - len(first)
+    rest = [f"  … and {more:,} more"] if more else []
+    count = f"{result['broken']:,} of {result['n']:,} rows could not be read"
+    return "\n".join([f"warning: {count}; their column error says why:", *first, *rest])
+
+
 def _score(options: argparse.Namespace) -> dict[str, Any]:
     from training.loop.interrupt import stopped_by_sigterm
-    from training.run.scoring.score_rows import Scoring, score_rows
+    from training.run.scoring.score_rows import score_rows
+    from training.run.scoring.scorer import Scoring
 
     for flag, low in (("workers", 1), ("block_rows", 1), ("top_k", 0), ("threads", 0)):
         if getattr(options, flag) < low:
@@ -152,7 +167,10 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
             block_rows=options.block_rows,
             workers=options.workers,
             estimate_first=options.estimate,
+            skip_broken=options.skip_broken,
             engine=options.engine,
             report=report,
         )
+    if result.get("broken"):
+        say(_broken_rows(result))
     return result | {"seconds": round(time.monotonic() - begun, 2)}

@@ -9,7 +9,8 @@ import numpy as np
 
 from service.contract import pixels
 from service.contract.inputs.spec import InputSpec
-from training.data.streams.rows import Block, Reading, Rows, fitted
+from training.data.streams.rows import Block, Reading, Rows, as_texts, fitted, joined
+from training.data.streams.salvage import salvage
 from training.faults import BadData, Fault, WrongUse, instead, readable
 
 SUFFIXES = (".npz", ".npy")
@@ -36,7 +37,7 @@ def blocks(
                     )
                 if not skip(number):
                     found = np.frombuffer(data, dtype).reshape(rows, *shape[1:])
-                    yield number, Block(start, _array_rows(path, found, start, reading), {})
+                    yield number, _block(path, found, start, reading)
     except Fault:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
@@ -44,6 +45,15 @@ def blocks(
         if path.suffix.lower() == ".npz" and "ZIP" in other:  # as an .npz file is
             other = " (it was cut short: copy it again)"
         raise BadData(f"{path}: cannot be read: {readable(error)}{other}") from error
+
+
+def _block(path: Path, rows: Rows, start: int, reading: Reading) -> Block:
+    if not reading.skip_broken:
+        return Block(start, _array_rows(path, rows, start, reading), {})
+    pieces, broken = salvage(
+        len(rows), lambda part: _array_rows(path, rows[part], start + part.start, reading)
+    )
+    return Block(start, joined([found for _, found in pieces]), {}, broken=broken)
 
 
 def _array_file(path: Path, member: str | None) -> IO[bytes]:
@@ -82,7 +92,7 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
             raise WrongUse(
                 f"{path}: holds {rows.dtype} {list(rows.shape[1:])}; expected one text per row"
             )
-        return rows.astype(object)
+        return as_texts(rows.tolist(), reading.spec, lambda row: f"{path}, row {start + row}")
     if reading.spec.kind == "image":
         return _pixels(path, rows, reading.spec)
     if rows.dtype.kind not in "iufb":

@@ -9,7 +9,7 @@ import numpy as np
 from service.contract.inputs.columns import records
 from service.contract.inputs.spec import InputSpec
 from training.data.columns import is_number, written
-from training.data.streams.rows import Reading, Rows, fitted, narrowed
+from training.data.streams.rows import Reading, Rows, as_texts, check_lengths, fitted, narrowed
 from training.faults import BadData, WrongUse
 
 if TYPE_CHECKING:
@@ -23,28 +23,12 @@ def features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Row
     """
     import pyarrow as pa
 
-    aside = {*reading.keep, *reading.leave_out}
-    names = reading.columns or tuple(n for n in table.column_names if n not in aside)
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise WrongUse(
-            f"{path}: has no column '{missing[0]}' ({len(missing)} missing), which the model "
-            f"takes; it has {listed(table)}{_of_commas(table.column_names)}"
-        )
-    if not names:
-        raise WrongUse(
-            f"{path}: every column is kept or left out; name the features with --columns"
-        )
+    names = feature_names(path, table.column_names, reading)
     if reading.spec.columns:
         found = {spec.name: _column(path, table, start, spec) for spec in reading.spec.columns}
         return records(found)
     if reading.spec.kind == "text":
-        if len(names) != 1:
-            raise WrongUse(
-                f"{path}: the model takes one text; name its column with --columns, one of "
-                f"{listed(table)}"
-            )
-        return _texts(path, table.column(names[0]), start, names[0])
+        return _texts(path, table.column(names[0]), start, names[0], reading.spec)
     if len(names) == 1 and pa.types.is_nested(table.column(names[0]).type):
         return _lists(path, table.column(names[0]), start, names[0], reading)
     gaps = reading.spec.missing
@@ -52,18 +36,40 @@ def features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Row
     return fitted(path, np.stack(columns, axis=1), start, reading)
 
 
+def feature_names(path: Path, columns: Sequence[str], reading: Reading) -> tuple[str, ...]:
+    """Return the features among the columns of a table. Raises WrongUse unless the model fits."""
+    aside = {*reading.keep, *reading.leave_out}
+    names = reading.columns or tuple(n for n in columns if n not in aside)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise WrongUse(
+            f"{path}: has no column '{missing[0]}' ({len(missing)} missing), which the model "
+            f"takes; it has {listed(columns)}{_of_commas(columns)}"
+        )
+    if not names:
+        raise WrongUse(
+            f"{path}: every column is kept or left out; name the features with --columns"
+        )
+    if reading.spec.kind == "text" and len(names) != 1 and not reading.spec.columns:
+        raise WrongUse(
+            f"{path}: the model takes one text; name its column with --columns, one of "
+            f"{listed(columns)}"
+        )
+    return names
+
+
 def _of_commas(names: Sequence[str]) -> str:
     wrong = len(names) == 1 and any(mark in names[0] for mark in ";\t|")
     return "; the columns of a CSV file are separated by commas" if wrong else ""
 
 
-def listed(table: "pa.Table") -> str:
+def listed(columns: Sequence[str]) -> str:
     """Name the columns of a table for a message, at most the first 20."""
-    more = len(table.column_names) - 20
-    return ", ".join(table.column_names[:20]) + (f" and {more} more" if more > 0 else "")
+    more = len(columns) - 20
+    return ", ".join(columns[:20]) + (f" and {more} more" if more > 0 else "")
 
 
-def _texts(path: Path, column: Any, start: int, name: str) -> Rows:
+def _texts(path: Path, column: Any, start: int, name: str, spec: InputSpec) -> Rows:
     values = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
@@ -71,9 +77,7 @@ def _texts(path: Path, column: Any, start: int, name: str) -> Rows:
                 f"{path}, row {start + row}, column '{name}': {value!r} is not a text; expected a "
                 "text in every row, such as an empty one"
             )
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
+    return as_texts(values, spec, lambda row: f"{path}, row {start + row}, column '{name}'")
 
 
 def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> Rows:
@@ -111,8 +115,10 @@ def _column(path: Path, table: "pa.Table", start: int, spec: InputSpec) -> Rows:
             f"{path}, row {start + row}, column '{spec.name}': holds {str(cells[row])[:60]}; "
             "expected one string"
         )
+    texts = [written(cell) for cell in cells]
+    check_lengths(texts, lambda row: f"{path}, row {start + row}, column '{spec.name}'")
     found = np.empty((len(column), 1), dtype=object)
-    found[:, 0] = [written(cell) for cell in cells]
+    found[:, 0] = texts
     return found
 
 
@@ -121,9 +127,11 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
 
     if column.null_count and not missing:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        times = column.null_count
+        more = f" ({times} rows of this block like it)" if times > 1 else ""
         raise BadData(
-            f"{path}, row {start + row}, column '{name}': has no value "
-            f"({column.null_count} rows of this block like it); give one, or leave these rows out"
+            f"{path}, row {start + row}, column '{name}': has no value{more}; give one, or leave "
+            "these rows out"
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -4,12 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 from service.contract.nearest import nearest_path
+from training.data.pixels import SUFFIXES as IMAGES
 from training.data.sources.folders import files_below
 from training.data.streams import arrays, images, tables
 from training.data.streams.rows import Source
 from training.faults import WrongUse, absent, instead, is_address, say
 
-READABLE = (*tables.SUFFIXES, *arrays.SUFFIXES, images.ARCHIVE, *images.SUFFIXES)
+READABLE = (*tables.SUFFIXES, *arrays.SUFFIXES, images.ARCHIVE, *IMAGES)
 """The suffixes of the files that can be read."""
 
 
@@ -48,8 +49,8 @@ def find_sources(place: str) -> list[Source]:
             f"warning: {place}: {len(found) - len(known)} files of other kinds are left out "
             f"(the first is {first})"
         )
-    pictures = tuple(each for each in known if each.suffix.lower() in images.SUFFIXES)
-    others = [each for each in known if each.suffix.lower() not in images.SUFFIXES]
+    pictures = tuple(each for each in known if each.suffix.lower() in IMAGES)
+    others = [each for each in known if each.suffix.lower() not in IMAGES]
     times = Counter(each.name for each in others)
     shards = sum(each.suffix.lower() == images.ARCHIVE for each in others)
     named = [Source(each, name=_name_of(each, times[each.name], shards)) for each in others]

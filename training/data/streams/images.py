@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import pixels
+from service.contract.inputs.spec import InputSpec
 from training.data.pixels import SUFFIXES
-from training.data.streams.rows import Block, Reading, Source
+from training.data.streams.rows import Block, Reading, Source, joined
 from training.faults import BadData, WrongUse, readable
 
 ARCHIVE = ".tar"
@@ -33,25 +34,36 @@ def blocks(
     number, start = 0, 0
     names: list[str] = []
     images: list[NDArray[np.uint8]] = []
+    broken: dict[int, str] = {}
 
     def done() -> Block:
-        return Block(start, pixels.as_tensor(np.stack(images), spec), {}, tuple(names))
+        found = pixels.as_tensor(np.stack(images), spec) if images else joined([])
+        return Block(start, found, {}, tuple(names), broken)
 
     for name, read in members:
         names.append(name)
         if not skip(number):
             try:
-                image = pixels.open_image(_bytes(path, name, read))
-                images.append(pixels.decode_pixels(image, spec))
-            except pixels.BadImage as error:
-                raise BadData(f"{path}, {name}: {error}") from None
+                images.append(_pixels(path, name, read, spec))
+            except BadData as fault:
+                if not reading.skip_broken:
+                    raise
+                broken[len(names) - 1] = str(fault)
         if len(names) == reading.rows:
-            if images:
+            if images or broken:
                 yield number, done()
             number, start = number + 1, start + len(names)
-            names, images = [], []
-    if images:
+            names, images, broken = [], [], {}
+    if images or broken:
         yield number, done()
+
+
+def _pixels(path: Path, name: str, read: Callable[[], bytes], spec: InputSpec) -> NDArray[np.uint8]:
+    """Decode an image. Raises BadData if it cannot be read."""
+    try:
+        return pixels.decode_pixels(pixels.open_image(_bytes(path, name, read)), spec)
+    except pixels.BadImage as error:
+        raise BadData(f"{path}, {name}: {error}") from None
 
 
 def _files(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], bytes]]]:

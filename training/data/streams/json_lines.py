@@ -1,4 +1,4 @@
-"""Finds the first line of a file of JSON lines that cannot be read as a table."""
+"""Finds the lines of a file of JSON lines that cannot be read as a table."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,15 @@ def check_json_lines(path: Path) -> None:
         for number, line in enumerate(file, 1):
             if line.strip():
                 _check(f"{path}, line {number}", line, kinds, number)
+
+
+def check_json_line(where: str, line: bytes) -> None:
+    """Raise BadData, which begins with `where`, if a line by itself is no JSON object."""
+    try:
+        text = line.decode().rstrip()
+    except UnicodeDecodeError as error:
+        raise BadData(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8") from None
+    _check(where, text, {}, 1)
 
 
 def _check(where: str, line: str, kinds: dict[str, tuple[str, int]], number: int) -> None:

@@ -1,13 +1,14 @@
 """What the readers of unlabelled rows share: sources, blocks of rows, and their fit to a model."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.inputs.spec import InputSpec
+from service.contract.inputs.spec import MAX_TEXT_CHARACTERS, InputSpec
 from training.faults import BadData, WrongUse
 
 if TYPE_CHECKING:
@@ -39,22 +40,27 @@ class Source:
     def names_of(self, block: "Block") -> list[str]:
         """Return what the answers call the file of each row of a block."""
         if not block.names:
-            return [self.name] * len(block.inputs)
+            return [self.name] * len(block)
         return [f"{self.name}/{name}" if self.name else name for name in block.names]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `start` to `start + len(inputs)` of a source.
+    """Rows `start` to `start + len(block)` of a source.
 
-    inputs: [n, …] as the model takes them. kept: the columns to copy to the output, by name.
-    names: the image file of each row, if the rows are image files.
+    inputs: [n, …] the rows that are not broken, as the model takes them. kept: the columns to copy
+    to the output, by name. names: the image file of each row, if the rows are image files. broken:
+    why a row cannot be read, by its place in the block, from 0.
     """
 
     start: int
     inputs: Rows
     kept: "dict[str, pa.Array]"
     names: tuple[str, ...] = ()
+    broken: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.inputs) + len(self.broken)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Reading:
     columns: the feature columns, in the model's order; None takes every column that is not in
     `keep` or `leave_out`. keep: columns to copy to the output. leave_out: columns to ignore, such
     as a label. array: the name of the array in an .npz file. rows: the rows of a block.
+    skip_broken: whether a row that cannot be read is reported in its block, and ends nothing.
     """
 
     spec: InputSpec
@@ -72,6 +79,33 @@ class Reading:
     leave_out: tuple[str, ...] = ()
     array: str | None = None
     rows: int = 8192
+    skip_broken: bool = False
+
+
+def joined(pieces: Sequence[Rows]) -> Rows:
+    """Return the inputs of a block from those of its pieces; there may be none."""
+    return np.concatenate(pieces) if pieces else np.empty(0)
+
+
+def as_texts(texts: Sequence[str], spec: InputSpec, where: Callable[[int], str]) -> Rows:
+    """Return texts as the model takes them: [n], or with more axes of size 1.
+
+    where: names the place of a row. Raises BadData for a text that the service would refuse.
+    """
+    check_lengths(texts, where)
+    found = np.empty(len(texts), dtype=object)
+    found[:] = texts
+    return found.reshape(len(texts), *(1 for _ in spec.shape[1:]))
+
+
+def check_lengths(texts: Sequence[str], where: Callable[[int], str]) -> None:
+    """Raise BadData for a text that the service would refuse. where: names the place of a row."""
+    for row, text in enumerate(texts):
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise BadData(
+                f"{where(row)}: a text of {len(text):,} characters; the service takes at most "
+                f"{MAX_TEXT_CHARACTERS:,}, so shorten it"
+            )
 
 
 def fitted(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:

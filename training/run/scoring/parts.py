@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,41 @@ STARTED = ".*.parquet.*"
 """The names of files that are being written, the answers and the facts included. One that is left
 was being written when its process ended.
 """
+
+WIDENED = "skip_broken"
+"""The fact that may become true when a run is continued: its finished blocks are the same."""
+LISTED = 5
+"""The most broken rows that are named."""
+
+
+@dataclass
+class Joined:
+    """What is in the answers of all parts."""
+
+    predicted: Counter[int] = field(default_factory=Counter)
+    """Rows by the index of the class that they got."""
+    changed: int = 0
+    """Decisions that differ from those at tau 0."""
+    rows: int = 0
+    broken: int = 0
+    """How many of the rows could not be read."""
+    first_broken: list[dict[str, Any]] = field(default_factory=list)
+    """File, row and error of the first LISTED of them."""
+
+    def add(self, table: "pa.Table", *, errors: bool) -> None:
+        """Count the rows of a part. errors: whether its column `error` is that of broken rows."""
+        from pyarrow import compute
+
+        self.rows += table.num_rows
+        if errors and "error" in table.column_names:
+            there = compute.is_valid(table.column("error"))
+            broken = table.filter(there).select(["file", "row", "error"])
+            self.broken += broken.num_rows
+            self.first_broken += broken.slice(0, LISTED - len(self.first_broken)).to_pylist()
+            table = table.filter(compute.invert(there))
+        index = table.column("index").to_numpy()
+        self.predicted.update(index.tolist())
+        self.changed += int((index != table.column("unadjusted_index").to_numpy()).sum())
 
 
 @dataclass(frozen=True)
@@ -67,12 +102,12 @@ class Parts:
         """The number of finished blocks."""
         return len(list(self.folder.glob(WHOLE)))
 
-    def join(self, *, written: Sequence[str] = ()) -> tuple[Counter[int], int, int]:
+    def join(self, *, written: Sequence[str] = (), errors: bool = False) -> Joined:
         """Join the parts to the output file, in order.
 
         written: columns of strings as a CSV file has them, which become numbers if all of them are.
-        Returns (predictions by class, decisions that differ from tau 0, rows). Raises WrongUse if
-        there are no parts.
+        errors: whether the answers get the column `error`. Raises WrongUse if there are no parts,
+        BadData if every row is broken.
         """
         import pyarrow as pa
         from pyarrow import parquet
@@ -80,9 +115,10 @@ class Parts:
         files = sorted(self.folder.glob(WHOLE))
         if not files:
             raise WrongUse("the data holds no rows; expected at least one")
-        counts: Counter[int] = Counter()
-        changed = rows = 0
+        found = Joined()
         schema = _common([parquet.read_schema(file) for file in files])
+        if errors and "error" not in schema.names:
+            schema = schema.append(pa.field("error", pa.string()))
         for name in written:
             kind = _kind([parquet.read_table(file, columns=[name]).column(0) for file in files])
             schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
@@ -90,13 +126,15 @@ class Parts:
         with parquet.ParquetWriter(temporary, schema) as writer:
             for file in files:
                 table = parquet.read_table(file)
-                index = table.column("index").to_numpy()
-                counts.update(index.tolist())
-                changed += int((index != table.column("unadjusted_index").to_numpy()).sum())
-                rows += table.num_rows
+                found.add(table, errors=errors)
                 writer.write_table(_cast(table, schema))
+        if found.broken == found.rows:
+            first = found.first_broken[0]
+            raise BadData(
+                f"none of the {found.rows} rows could be read; the first: {first['error']}"
+            )
         temporary.rename(self.out)
-        return counts, changed, rows
+        return found
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -151,6 +189,7 @@ class Parts:
         self._delete(STARTED)
         if before is None:
             self._delete(WHOLE)  # what is left of a run whose folder was half deleted
+        if before != identity:
             temporary = self.folder / f".{RUN_FILE}.parquet.{os.getpid()}"
             temporary.write_text(json.dumps(identity), encoding="utf-8")
             temporary.rename(self.folder / RUN_FILE)
@@ -195,7 +234,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = []
     for name, value in now.items():
         other = before.get(name)
-        if other == value:
+        if other == value or (name == WIDENED and not other):
             continue
         plain = isinstance(value, (int, float)) and isinstance(other, (int, float))
         found.append(f"{name} ({other} before, now {value})" if plain else name)
@@ -203,10 +242,19 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _common(schemas: "list[pa.Schema]") -> "pa.Schema":
-    """A schema that every part fits; a kept column may have a type of its own in each file."""
+    """A schema that every part fits; a kept column may have a type of its own in each file.
+
+    Only parts with a broken row have the last column, `error`.
+    """
     import pyarrow as pa
 
-    return pa.schema([_unified(fields) for fields in zip(*schemas, strict=True)])
+    longest = max(schemas, key=len)
+    return pa.schema(
+        [
+            _unified([schema.field(name) for schema in schemas if name in schema.names])
+            for name in longest.names
+        ]
+    )
 
 
 def _unified(fields: "Sequence[pa.Field]") -> "pa.Field":
@@ -251,14 +299,16 @@ def _kind(cells: "list[pa.ChunkedArray]") -> "pa.DataType":
 
 
 def _cast(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
-    """Return the table with the schema's types; the empty string is no number."""
+    """Return the table with the schema's columns and types; the empty string is no number."""
     import pyarrow as pa
     from pyarrow import compute
 
-    for place, field in enumerate(schema):
+    for name in schema.names[table.num_columns :]:
+        table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+    for place, wanted in enumerate(schema):
         column = table.column(place)
-        if pa.types.is_string(column.type) and not pa.types.is_string(field.type):
+        if pa.types.is_string(column.type) and not pa.types.is_string(wanted.type):
             empty = compute.equal(column, "")
             column = compute.if_else(empty, pa.scalar(None, pa.string()), column)
-            table = table.set_column(place, field.name, column)
+            table = table.set_column(place, wanted.name, column)
     return table.cast(schema)

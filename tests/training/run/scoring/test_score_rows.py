@@ -23,7 +23,8 @@ from tests.support.small_models import (
     weights,
 )
 from training.faults import BadData, WrongUse
-from training.run.scoring.score_rows import Scoring, score_rows
+from training.run.scoring.score_rows import score_rows
+from training.run.scoring.scorer import Scoring
 
 ROWS = 1000
 COLUMNS = [f"c{i}" for i in range(inputs(1).shape[1])]

@@ -21,7 +21,8 @@ from tests.support.eventually import eventually
 from tests.support.small_models import inputs, publish_model
 from training.faults import RunFailed, WrongUse
 from training.loop.interrupt import stopped_by_sigterm
-from training.run.scoring.score_rows import Scoring, score_rows
+from training.run.scoring.score_rows import score_rows
+from training.run.scoring.scorer import Scoring
 
 ROOT = Path(__file__).parents[4]
 ENDLESS = """
