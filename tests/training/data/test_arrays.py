@@ -100,9 +100,10 @@ def test_texts_that_the_service_would_refuse_are_told_with_their_number_and_the_
     texts = ["a b " * 5_000, *["a b"] * 9, "a b " * 6_000, "a b " * 5_001]
     spec = write(tmp_path / "own.npz", ["good", "bad"] * 6, x=np.array(texts))
     found = prepare_data(make(None, {"data": spec, "network": "text", "validation_per_class": 0}))
-    (reported,) = [each for each in problems(found) if "the service refuses" in each]
-    assert reported.startswith("2 of 12 training texts have more than 20,000 characters, the ")
-    assert "the longest 24,000:" in reported
+    reported = [each for each in problems(found) if "the service refuses" in each]
+    for each, split in zip(reported, ("training", "test"), strict=True):
+        assert each.startswith(f"2 of 12 {split} texts have more than 20,000 characters, the ")
+        assert "the longest 24,000:" in each
 
 
 def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
