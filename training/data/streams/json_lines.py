@@ -24,7 +24,8 @@ def check_json_line(where: str, line: bytes) -> None:
     try:
         text = line.decode().rstrip()
     except UnicodeDecodeError as error:
-        raise BadData(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8") from None
+        byte = f"byte 0x{line[error.start]:02x}"
+        raise BadData(f"{where}: {byte} is not UTF-8; save the file as UTF-8") from None
     _check(where, text, {}, 1)
 
 
