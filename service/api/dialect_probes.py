@@ -2,7 +2,7 @@
 
 KServe V1 and TensorFlow Serving share GET /v1/models/{model}: one reads `ready`, the other
 `model_version_status`. TensorFlow Serving also has GET …/metadata. SageMaker requests GET /ping,
-and Vertex AI the path that it chooses.
+MLflow that or /health, and Vertex AI the path that it chooses.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _LABEL = "/v1/models/{model}/labels/{label}"
 
 
 def router(*, repository: Repository, health: Health, health_route: str = "") -> APIRouter:
-    """Make the routes GET /v1/models…, /ping, and `health_route` if it is not empty."""
+    """Make the routes GET /v1/models…, /ping, /health, and `health_route` if it is not empty."""
     routes = APIRouter(tags=["other servers' protocols"])
 
     @routes.get("/v1/models")
@@ -70,7 +70,7 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
             raise Problem("unavailable", reason)
         return Response()
 
-    for path in filter(None, ("/ping", health_route)):
+    for path in dict.fromkeys(("/ping", "/health", health_route or "/ping")):
         routes.get(path, response_class=Response)(ping)
     return routes
 

@@ -11,12 +11,16 @@ ROOT_PATH = re.compile(r"(?=.{1,200}\Z)(?:/[A-Za-z0-9._~-]+){1,16}")
 _ROUTE = re.compile(r"(?=.{1,200}\Z)(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:-]+)+")
 """A path that no client and no proxy rewrites. Vertex AI's own path ends with `:predict`."""
 _OWN = (
-    *("/console/**", "/docs", "/feedback", "/health/live", "/health/ready", "/invocations"),
-    *("/metrics", "/metrics/*", "/models", "/models/**", "/openapi.json", "/ping", "/predict"),
-    *("/priors", "/priors/**", "/v1/models", "/v1/models/**", "/v2", "/v2/**", "/whoami"),
+    *("/console/**", "/docs", "/feedback", "/health", "/health/live", "/health/ready"),
+    *("/invocations", "/metrics", "/metrics/*", "/models", "/models/**", "/openapi.json"),
+    *("/ping", "/predict", "/priors", "/priors/**", "/v1/models", "/v1/models/**"),
+    *("/v2", "/v2/**", "/whoami"),
 )
 """Paths of the service, and families of them. `*`: a name; `**`: all that may follow."""
-_READY = ("/health/ready", "/ping", "/v2/health/ready", "/v1/models/*", "/v2/models/*/ready")
+_READY = (
+    *("/health", "/health/ready", "/ping", "/v2/health/ready"),
+    *("/v1/models/*", "/v2/models/*/ready"),
+)
 """Those of them that answer 200 when the service, or a model, is ready."""
 _SCORES = ("/predict", "/invocations", "/models/*/predict", "/v1/models/*:predict")
 """Those of them that answer as /predict does."""

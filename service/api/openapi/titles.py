@@ -28,6 +28,7 @@ OPERATIONS = {
     "get /models/{model}/samples/{number}.png": "Fetch a sample picture of a model",
     "get /whoami": "Show the key in use and its roles",
     "get /ping": "Ask whether the service is ready, as SageMaker does",
+    "get /health": "Ask whether the service is ready, as MLflow does",
     "get /v1/models": "List the models, as KServe V1 does",
     "get /v1/models/{model}": "Show a model's state, as KServe V1 does",
     "get /v1/models/{model}/versions/{version}": "Show a version's state, as KServe V1 does",

@@ -212,7 +212,7 @@ def test_status_and_health_are_told_as_each_client_reads_them(client):
     one = client.get("/v1/models/linear/versions/1").json()
     assert [each["version"] for each in one["model_version_status"]] == ["1"]
     assert client.get("/v1/models/none").status_code == 404
-    for path in ("/ping", "/health/vertex"):
+    for path in ("/ping", "/health", "/health/vertex"):
         assert client.get(path).status_code == 200
 
 
@@ -274,7 +274,7 @@ def test_the_variables_of_vertex_ai_and_sagemaker_are_settings_that_ours_win_ove
         read_settings({"predict_route": "no path"}, {})
 
 
-READY = {"/ping", "/health/ready", "/v2/health/ready", "/v1/models/{model}"}
+READY = {"/ping", "/health", "/health/ready", "/v2/health/ready", "/v1/models/{model}"}
 READY.add("/v2/models/{model}/ready")
 SCORES = {"/predict", "/invocations", "/models/{model}/predict", "/v1/models/{model}:predict"}
 
