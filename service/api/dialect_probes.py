@@ -70,8 +70,11 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
             raise Problem("unavailable", reason)
         return Response()
 
-    for path in dict.fromkeys(("/ping", "/health", health_route or "/ping")):
-        routes.get(path, response_class=Response)(ping)
+    names = {"/ping": "ping", "/health": "health"}
+    if health_route:
+        names.setdefault(health_route, "health_route")
+    for path, name in names.items():
+        routes.get(path, name=name, response_class=Response)(ping)
     return routes
 
 

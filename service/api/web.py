@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware, GZipResponder
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
+from service.api.edge.errors import PROBLEM_JSON, WITH_ERROR, Problem, kinds, problem_of
 from service.api.edge.known_headers import accepts_gzip
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class _Gzip(GZipResponder):
 
 def answer(request: Request, problem: Problem) -> Response:
     """Make the response for a problem, with the member `error` where the protocol has it."""
-    oip = _path(request).startswith(("/v2", "/v1/models"))
+    oip = _path(request).startswith(WITH_ERROR)
     return Response(
         problem.body(oip=oip),
         status_code=problem.status,

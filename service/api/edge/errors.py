@@ -16,6 +16,8 @@ from service.repository import on_demand, order_book, repository
 from service.wire import faults
 
 PROBLEM_JSON = "application/problem+json"
+WITH_ERROR = ("/v2", "/v1/models")
+"""Below these paths, problems are application/json and have the member `error`, too."""
 
 TITLES = {
     "malformed": (400, "The request is malformed"),

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.api.edge.errors import PROBLEM_JSON, TITLES, WITH_ERROR
 from service.api.openapi.routes import PATCH, PREVIEW, PRIOR, ROLLBACK
 from service.api.openapi.schemas import (
     PRIOR_REFERENCE,
@@ -195,9 +195,9 @@ def _problems(kinds: Iterable[str], path: str) -> dict[str, Any]:
 
 
 def _content(path: str) -> dict[str, Any]:
-    if path.startswith("/v2"):
+    if path.startswith(WITH_ERROR):
         return {"application/json": {"schema": ref("OipProblem")}}
-    if path.startswith("/health"):
+    if path.startswith("/health/"):
         return {"application/json": {"schema": {"type": "object"}}}
     return {PROBLEM_JSON: {"schema": ref("Problem")}}
 

@@ -166,6 +166,7 @@ def _read(flags: argparse.Namespace) -> Import:
     """Read the file or folder, run random rows and choose the output."""
     folder = huggingface.read(flags.file, flags) if flags.file.is_dir() else None
     file = onnx_file.read(flags.file if folder is None else folder.path)
+    purpose.check_forest(file.model, kind=flags.output_kind)
     tokenizer = None if folder is None else folder.tokenizer(file.inputs)
     plain = open_plain(file.path, file.runnable(), intra_op_threads=available_threads())
     if folder is None or tokenizer is None:
@@ -184,7 +185,6 @@ def _read(flags: argparse.Namespace) -> Import:
     spec, trial = _tried(fields, run)
     check_repeats(run, trial)
     purpose.check_one_answer(trial.outputs, rows=len(trial.rows), kind=flags.output_kind)
-    purpose.check_forest(file.model, kind=flags.output_kind)
     given = _given_names(flags, folder)
     output = outputs.choose_output(
         trial.outputs,
