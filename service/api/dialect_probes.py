@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from service.api.edge.errors import Problem
+from service.api.edge.numbers import Whole
 from service.api.health import Health
 from service.contract.bundle import Bundle
 from service.contract.inputs.spec import InputSpec
@@ -51,12 +52,12 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
         return _metadata(repository.find(model).bundle)
 
     @routes.get(_VERSION + "/metadata")
-    async def version_metadata(model: str, version: int) -> dict[str, Any]:
+    async def version_metadata(model: str, version: Whole) -> dict[str, Any]:
         """A version's inputs and outputs, for TensorFlow Serving."""
         return _metadata(repository.find(model, version).bundle)
 
     @routes.get(_VERSION)
-    async def version_status(model: str, version: int) -> dict[str, Any]:
+    async def version_status(model: str, version: Whole) -> dict[str, Any]:
         """Whether a version answers, for TensorFlow Serving."""
         repository.find(model, version)
         return _status(model, [version])

@@ -17,7 +17,7 @@ from service.wire import faults
 
 PROBLEM_JSON = "application/problem+json"
 WITH_ERROR = ("/v2", "/v1/models")
-"""Below these paths, problems are application/json and have the member `error`, too."""
+"""At and below these paths, problems are application/json and have the member `error`, too."""
 
 TITLES = {
     "malformed": (400, "The request is malformed"),

@@ -188,9 +188,10 @@ def test_a_query_that_is_wrong(refused, status, query, message):
         ("/priors/default/revisions?before=", "before"),
         ("/priors/default?revision=", "revision"),
         ("/priors/default/shift?points=", "points"),
+        ("/v1/models/linear/versions/", "version"),
     ],
 )
-def test_a_whole_number_of_a_query_is_written_in_digits(client, path, name, text):
+def test_a_whole_number_of_a_query_or_path_is_written_in_digits(client, path, name, text):
     answer = client.get(path + text.replace("+", "%2B"))
     assert answer.status_code == 422
     (fault,) = answer.json()["errors"]
