@@ -170,6 +170,7 @@ def heavy() -> Iterator[tuple[str, bytes]]:
         _priors,
         _long_priors,
         _short_bodies,
+        _other_protocols,
     )
     for make in (*bodies, _reads):
         for name, request in make():
@@ -179,6 +180,27 @@ def heavy() -> Iterator[tuple[str, bytes]]:
 
 def _post(path: bytes, body: bytes, content_type: bytes = JSON) -> Request:
     return Request(b"POST", path, [(b"Content-Type", content_type)], body)
+
+
+def _other_protocols() -> Iterator[tuple[str, Request]]:
+    """Bodies of many small parts, in the forms of other servers."""
+    records = b'{"dataframe_records":[' + b",".join([b'{"a":1}'] * 100_000) + b"]}"
+    split = b'{"dataframe_split":{"columns":["a"],"data":[' + b",".join([b"[1]"] * 300_000) + b"]}}"
+    for path in (b"/v1/models/linear:predict", b"/invocations"):
+        yield f"records at {path.decode()}", _post(path, records)
+        yield f"rows at {path.decode()}", _post(path, split)
+    for count in (30_000, 100_000):
+        entry = {"name": "x", "datatype": "BYTES", "shape": [count, 1]}
+        entry["parameters"] = {"binary_data_size": 4 * count}
+        head = json.dumps({"inputs": [entry]}).encode()
+        sent = _post(
+            b"/v2/models/linear/infer", head + bytes(4 * count), b"application/octet-stream"
+        )
+        sent.headers.append((b"Inference-Header-Content-Length", str(len(head)).encode()))
+        yield f"{count} empty texts", sent
+    numbers = {"name": "x", "datatype": "FP32", "shape": [30_000, FEATURES]}
+    head = json.dumps({"inputs": [{**numbers, "data": [0] * (30_000 * FEATURES)}]}).encode()
+    yield "JSON as bytes", _post(b"/v2/models/linear/infer", head, b"application/octet-stream")
 
 
 def _instances(item: bytes, count: int) -> bytes:

@@ -12,15 +12,17 @@ clients expect.
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 
-from service.api.content import is_json, no_column_names, rows_by_name
+from service.api.content import is_json, is_large, no_column_names, rows_by_name
 from service.api.edge.request import Answer, Later, Request
 from service.api.predict import Predict
 from service.batching.queue import Entry, Reply
 from service.contract.bundle import Bundle
+from service.contract.portions import release
 from service.repository.served import ServedModel
 from service.wire.arrays import texts_per_row
 from service.wire.faults import Malformed
@@ -59,8 +61,28 @@ class Dialect:
         if is_json(request):
             version = int(path["version"]) if "version" in path else None
             model = self._find(path.get("model"), version)
+            if is_large(request):
+                return self._large(request, model, path, query=query, reply=reply)
             body = _translated(body, model.bundle)
         return self._predict.begin(request.with_body(body, query=query), path, reply)
+
+    async def _large(
+        self,
+        request: Request,
+        model: ServedModel,
+        path: dict[str, str],
+        *,
+        query: bytes,
+        reply: Reply,
+    ) -> None:
+        """Translate a large body in the pool; that of /predict is then read there, too."""
+        with model.held():
+            body = await self._predict.aside(
+                request, model, partial(_translated_aside, request.body, model.bundle)
+            )
+        later = self._predict.begin(request.with_body(body, query=query), path, reply)
+        if later is not None:
+            await later
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
         """Return the answers of /predict to these entries."""
@@ -97,7 +119,10 @@ def _joined(one: bytes, other: bytes) -> bytes:
 
 def _translated(body: bytes | bytearray, bundle: Bundle) -> bytes:
     """Translate a JSON body of another server to /predict. Raises Malformed or InvalidInput."""
-    document = parse_json_object(body, _MEMBERS)
+    return _of_document(parse_json_object(body, _MEMBERS), bundle)
+
+
+def _of_document(document: dict[str, Any], bundle: Bundle) -> bytes:
     rows = [name for name in _ROWS if name in document]
     if len(rows) != 1:
         raise Malformed(
@@ -108,6 +133,18 @@ def _translated(body: bytes | bytearray, bundle: Bundle) -> bytes:
     if parameters:
         made["parameters"] = parameters
     return orjson.dumps(made)
+
+
+def _translated_aside(body: bytes | bytearray, bundle: Bundle) -> bytes:
+    """Do the same in a thread, and free the decoded body there, in slices.
+
+    An error would keep the body, by its traceback, until the event loop has answered.
+    """
+    document = parse_json_object(body, _MEMBERS)
+    try:
+        return _of_document(document, bundle)
+    finally:
+        release(document)
 
 
 def _object(document: dict[str, Any], name: str) -> dict[str, Any]:

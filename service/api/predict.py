@@ -3,7 +3,7 @@
 A request waits in its model's batcher. Requests that are scored together are answered together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -131,6 +131,19 @@ class Predict:
         later = self._queue(request, read, reply)
         if later is not None:
             await later
+
+    async def aside(
+        self, request: Request, model: ServedModel, translate: Callable[[], bytes]
+    ) -> bytes:
+        """Translate a large body of another route in the pool. Raises the pool's errors."""
+        return await in_pool(
+            self._pool,
+            translate,
+            request=request,
+            model=model,
+            size=len(request.body),
+            deadline=request.deadline(self._timeout_seconds),
+        )
 
     def _read(self, request: Request, parameters: Parameters, name: str | None) -> "_Read":
         """Parse a body. Raises the errors of the status table."""

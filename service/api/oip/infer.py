@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, decoded, in_pool, is_large
+from service.api.content import DEAR_BYTES, LARGE_BYTES, decoded, in_pool, is_large
 from service.api.edge.request import Answer, Later, Request
 from service.api.oip.answer import Form, Plan, encoded, encoded_together, form_of
 from service.api.oip.request import HEADER_LENGTH, InferHeader, header_of, raw_request, read_inputs
@@ -41,6 +41,8 @@ from service.wire.tensors import BY_DTYPE, Tensor
 MAX_ROW_PRIORS = 64
 """The most different priors of one request: each occupies a row of the model's prior table."""
 _BINARY_TYPES = frozenset({"application/octet-stream"})
+_MAX_TEXTS = 4096
+"""More elements of binary BYTES tensors are split in a thread, one by one."""
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
@@ -66,6 +68,10 @@ class _Read(NamedTuple):
     taus: float | NDArray[np.float32] | None
     inputs: NDArray[Any] | None
     images: list[bytes | bytearray | str]
+
+
+class _ManyTexts(Exception):
+    """A body has more texts than are read on the event loop."""
 
 
 class Infer:
@@ -108,9 +114,13 @@ class Infer:
         version = version_of(path["version"]) if path["version"] else query.version
         if len(request.body) > DEAR_BYTES:
             self._repository.find(name, version).batcher.check_room()
-        if is_large(request, _BINARY_TYPES):
+        if _is_long(request):
             return self._large(request, name, version, query=query, reply=reply)
-        return self._begin(request, self._read(request, name, version, query), reply)
+        try:
+            read = self._read(request, name, version, query, max_texts=_MAX_TEXTS)
+        except _ManyTexts:
+            return self._large(request, name, version, query=query, reply=reply)
+        return self._begin(request, read, reply)
 
     async def _large(
         self,
@@ -135,8 +145,19 @@ class Infer:
         if later is not None:
             await later
 
-    def _read(self, request: Request, name: str, version: int | None, query: Parameters) -> "_Read":
-        """Parse a body. Raises the errors of the status table."""
+    def _read(
+        self,
+        request: Request,
+        name: str,
+        version: int | None,
+        query: Parameters,
+        *,
+        max_texts: int | None = None,
+    ) -> "_Read":
+        """Parse a body. Raises the errors of the status table.
+
+        max_texts: the most elements of a binary BYTES tensor; _ManyTexts is raised for more.
+        """
         body, header_length = request.body, request.headers.get(HEADER_LENGTH)
         model = self._repository.find(name, version, body)
         if header_length == b"0":
@@ -152,6 +173,8 @@ class Infer:
                 prior, tau = parameters.prior, parameters.tau
                 found = fitted(values, model.bundle.input)
                 return _Read(model, form, parameters, [prior], None, tau, found, [])
+            if max_texts is not None and form.header.texts() > max_texts:
+                raise _ManyTexts
             inputs = read_inputs(form.header, body, len(text))
         parameters = query.merged(form.header.parameters)
         rows = _Rows(inputs, model.bundle)
@@ -427,3 +450,14 @@ def _facts(asked: Asked, entry: Entry) -> dict[str, Any]:
     if isinstance(settings.tau, float):
         facts["tau"] = settings.tau
     return facts
+
+
+def _is_long(request: Request) -> bool:
+    """Whether a body takes so long to read that a thread should do it."""
+    if is_large(request, _BINARY_TYPES):
+        return True
+    length = len(request.body)
+    if length <= LARGE_BYTES:
+        return False
+    given = request.headers.get(HEADER_LENGTH)  # without it, all of the body is JSON
+    return given is None or (whole_number(given, below=length + 1) or 0) > LARGE_BYTES

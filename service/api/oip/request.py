@@ -50,6 +50,11 @@ class InferHeader:
     model_name: str | None = None
     model_version: str | None = None
 
+    def texts(self) -> int:
+        """The number of elements of all BYTES tensors whose data are binary."""
+        found = (e.count for e in self.inputs if e.datatype == "BYTES" and e.size is not None)
+        return sum(found)
+
     def check(self, name: str, version: int) -> None:
         """Raise Malformed if the body names a different model or version than the path."""
         for stated, member, of_path in (

@@ -82,6 +82,18 @@ def test_parameters_reach_the_adjustment_from_query_body_and_sagemaker_s_header(
         assert answer.json() == expected
 
 
+def test_a_long_body_is_translated_as_a_short_one(client):
+    """Longer ones are read in a thread."""
+    rows = ROWS * 600
+    expected = client.post("/predict", json={"instances": rows}).json()
+    for body in ({"dataframe_split": frame(COLUMNS[::-1], rows)}, {"inputs": {"x": rows}}):
+        answer = client.post("/invocations", json=body)
+        assert int(answer.request.headers["content-length"]) > 128 * 1024
+        assert answer.json() == expected
+    unknown = client.post("/invocations", json={"dataframe_split": {"data": rows, "a": 1}})
+    assert (unknown.status_code, "unknown member 'a'" in unknown.json()["detail"]) == (400, True)
+
+
 def test_a_version_in_the_path_is_the_version_that_answers(client):
     answer = client.post("/v1/models/linear/versions/1:predict", json={"instances": ROWS})
     assert answer.json()["version"] == 1
@@ -102,6 +114,7 @@ JSON_CALLS = [
     ("POST", "/predict", {"instances": ROWS}),
     ("POST", "/predict", {"instances": ROWS * 600}),  # read in slices
     ("POST", "/v1/models/linear:predict", {"instances": ROWS}),
+    ("POST", "/v1/models/linear:predict", {"instances": ROWS * 600}),  # read in a thread
     ("POST", "/v2/models/linear/infer", {"inputs": [TENSOR]}),
     ("POST", "/models/linear/adjust", {"instances": ROWS, "settings": [{"tau": 0}]}),
     ("PUT", "/models/linear/priors/marked", {"target": "uniform"}),

@@ -418,6 +418,36 @@ def test_compressed_requests_are_read(client, http, algorithm):
     assert (other.status_code, other.headers["accept-encoding"]) == (415, "gzip, deflate, zstd")
 
 
+@pytest.mark.parametrize("count", [10, 5000])  # the latter are read in a thread
+def test_texts_for_a_model_of_numbers_are_refused_however_many_they_are(http, count):
+    entry = {"name": "x", "datatype": "BYTES", "shape": [count, 1]}
+    entry["parameters"] = {"binary_data_size": 4 * count}
+    head = json.dumps({"inputs": [entry]}).encode()
+    answer = http.post(
+        "/v2/models/linear/infer",
+        content=head + bytes(4 * count),
+        headers={
+            "content-type": "application/octet-stream",
+            "inference-header-content-length": str(len(head)),
+        },
+    )
+    assert answer.status_code == 422
+    assert "input 'x' is BYTES; the model takes FP32" in answer.json()["detail"]
+
+
+def test_json_of_a_type_for_arrays_is_read_however_long_it_is(http):
+    rows = inputs(1500)
+    entry = {"name": "x", "datatype": "FP32", "shape": list(rows.shape), "data": rows.tolist()}
+    body = json.dumps({"inputs": [entry], "outputs": [{"name": "class_index"}]}).encode()
+    assert len(body) > 128 * 1024
+    answers = [
+        http.post("/v2/models/linear/infer", content=body, headers={"content-type": kind})
+        for kind in ("application/octet-stream", "application/json")
+    ]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+
+
 def test_a_raw_request_is_one_row_and_is_answered_in_binary(http):
     x = inputs(1)
     raw = {"inference-header-content-length": "0", "content-type": "application/octet-stream"}
