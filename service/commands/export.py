@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from service.commands.messages import reason_of
 from service.contract.adjustment import InvalidTau, check_tau
 from service.contract.bundle import (
     MANIFEST_FILE,
@@ -88,7 +89,7 @@ def run(flags: argparse.Namespace, *, store: str) -> int:
         sys.stderr.write(f"priordial: {error}\n")
         return WRONG_USE
     except _FAILED as error:
-        sys.stderr.write(f"priordial: {error}\n")
+        sys.stderr.write(f"priordial: {reason_of(error)}\n")
         return FAILED
     sys.stderr.write("".join(f"{note}\n" for note in notes))
     sys.stdout.write(f"{flags.out}\n")
@@ -116,7 +117,8 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
             "or give the class a small probability"
         )
     content, names, external = _composed(folder, bundle, offset, tau, as_inputs=flags.inputs)
-    out = flags.out
+    out, labels = flags.out, ("\n".join(bundle.class_names) + "\n").encode()
+    _check_labels(out, labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, content)
     for name in external:
@@ -125,7 +127,7 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
     found = _check(folder, bundle, out, offset=offset, tau=tau, names=names)
     config = triton_config(bundle, out, names, as_inputs=flags.inputs)
     _write(out.parent / CONFIG_FILE, config.encode())
-    _write(out.parent / LABELS_FILE, ("\n".join(bundle.class_names) + "\n").encode())
+    _write(out.parent / LABELS_FILE, labels)
     return [*_notes(bundle, revision, tau, names, external, as_inputs=flags.inputs), *found]
 
 
@@ -138,6 +140,10 @@ def _check_target(out: Path) -> None:
     if out.exists() and not out.is_file():  # the file would take the place of the device itself
         raise NotExported(
             f"--out is '{out}', a pipe, device or socket; expected the name of a file"
+        )
+    if out.exists() and out.suffix != ".onnx":
+        raise NotExported(
+            f"--out is '{out}', which is there already and no .onnx file; name another file"
         )
     if (out.parent / MANIFEST_FILE).exists():
         raise NotExported(
@@ -340,6 +346,15 @@ def _notes(
     if bundle.input.kind == "image":
         notes.append("note     the file takes tensors; the caller must prepare images")
     return notes
+
+
+def _check_labels(out: Path, labels: bytes) -> None:
+    """Raise NotExported where the labels would replace those of another model, or a user's file."""
+    there = out.parent / LABELS_FILE
+    if there.is_file() and not out.exists() and there.read_bytes() != labels:
+        raise NotExported(
+            f"'{there}' is there already and has other labels; export into another folder"
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.api.edge.keys import ROLES, InvalidKeys, make_key, parse_keys
-from service.commands.messages import tell, unusable_file
+from service.commands.messages import reason_of, tell
 from service.contract.next_steps import to_use_keys
 from service.process.exit_codes import DONE, FAILED, WRONG_USE
 
@@ -51,7 +51,7 @@ def run(given: Mapping[str, Any]) -> int:
         tell(f"error: {error}")
         return WRONG_USE
     except OSError as error:
-        tell(unusable_file(error))
+        tell(f"error: {reason_of(error)}")
         return FAILED
     return DONE
 

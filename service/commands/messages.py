@@ -1,5 +1,6 @@
 """What the verbs write to the terminal beside their results."""
 
+import errno
 import sys
 
 
@@ -8,7 +9,11 @@ def tell(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def unusable_file(error: OSError) -> str:
-    """Return the line for a file of the command line that cannot be read or written."""
+def reason_of(error: Exception) -> str:
+    """Return why a verb failed, in words: what the system refused comes with what to do."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
     file = "" if error.filename is None else f"{error.filename}: "
-    return f"error: {file}{error.strerror}; name another file, or change who may use this one"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{file}{error.strerror}; make room, or name another place"
+    return f"{file}{error.strerror}; name another path, or change who may use this one"

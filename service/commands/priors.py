@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands import revisions
-from service.commands.messages import tell, unusable_file
+from service.commands.messages import reason_of, tell
 from service.contract.members.body import InvalidPrior
 from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
@@ -43,7 +43,7 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, store: str)
         tell(f"error: {error}")
         return FAILED
     except OSError as error:
-        tell(unusable_file(error))
+        tell(f"error: {reason_of(error)}")
         return FAILED
     return DONE
 

@@ -46,6 +46,7 @@ from service.commands.importing.names import (
 )
 from service.commands.importing.notes import notes
 from service.commands.importing.refusal import ImportRefused
+from service.commands.messages import reason_of
 from service.contract.adjustment import softmax
 from service.contract.bundle import (
     MODEL_FILE,
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         folder, found = import_file(arguments)
     except REFUSALS as error:
-        sys.stderr.write(f"priordial: {error}\n")
+        sys.stderr.write(f"priordial: {reason_of(error)}\n")
         return FAILED
     sys.stderr.write("".join(f"{note}\n" for note in found))
     sys.stderr.write(to_serve(folder))

@@ -126,6 +126,35 @@ def test_inputs_have_defaults_in_a_file_of_the_oldest_format_too(tmp_path, expor
     np.testing.assert_allclose(plain, softmax(x.astype(np.float64) @ w + b), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "out", "words"),
+    [
+        ("classes.txt", "classes.txt", "is there already and no .onnx file; name another file"),
+        ("labels.txt", "m.onnx", "has other labels; export into another folder"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, export, name, out, words):
+    folder = publish_model(tmp_path / "models").parent
+    (tmp_path / name).write_text("a\nb\n")
+    status, _, err = export(folder, "--prior", "training", out=out)
+    assert (status, words in err) == (2, True), err
+    assert (tmp_path / name).read_text() == "a\nb\n"
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path, export):
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    status, _, err = export(publish_model(tmp_path / "models").parent, out="loop.onnx")
+    assert (status, "a link that leads to itself; name another file" in err) == (2, True), err
+
+
+def test_what_the_system_refuses_is_told_with_the_place_and_what_to_do(tmp_path, export):
+    (tmp_path / "file").write_text("")
+    status, _, err = export(publish_model(tmp_path / "models").parent, out="file/m.onnx")
+    assert status == 1
+    assert f"priordial: {tmp_path}/file" in err
+    assert "name another path, or change who may use this one" in err
+
+
 def test_triton_gets_its_configuration_and_the_labels(tmp_path, export):
     folder = publish_model(tmp_path / "models").parent
     _, path, _ = export(folder, "--prior", "training")

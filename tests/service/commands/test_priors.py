@@ -349,7 +349,10 @@ def test_an_export_never_replaces_a_store_nor_costs_the_last_export(tmp_path, ca
         patch.setattr(Path, "write_text", full)
         assert main([*export, str(out)]) == 1
     assert out.read_text() == before
-    assert "priors.json: No space left on device; name another" in capsys.readouterr().err
+    assert (
+        "priors.json: No space left on device; make room, or name another"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("source", ["flag", "variable"])
