@@ -86,7 +86,7 @@ class _Read(NamedTuple):
 class Adjust:
     """The scoring route POST /models/{model}/adjust."""
 
-    oip = False
+    with_error = False
     template = "/models/{model}/adjust"
 
     def __init__(

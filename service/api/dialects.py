@@ -40,7 +40,7 @@ Find = Callable[[str | None, int | None], ServedModel]
 class Dialect:
     """A scoring route of another server: it translates the body, and /predict does the rest."""
 
-    oip = False
+    with_error = False
 
     def __init__(self, predict: Predict, find: Find, *, template: str) -> None:
         """Make a route on top of /predict.
@@ -92,7 +92,7 @@ class Dialect:
 class V1(Dialect):
     """The V1 protocol of TensorFlow Serving and KServe."""
 
-    oip = True
+    with_error = True
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return the model, and the version if the path has one; None for another path."""

@@ -68,7 +68,7 @@ class _Read(NamedTuple):
 class Predict:
     """One of the two routes: the default model's, or a named model's."""
 
-    oip = False
+    with_error = False
 
     def __init__(
         self,

@@ -112,12 +112,12 @@ class _Gzip(GZipResponder):
 
 def answer(request: Request, problem: Problem) -> Response:
     """Make the response for a problem, with the member `error` where the protocol has it."""
-    oip = _path(request).startswith(WITH_ERROR)
+    with_error = _path(request).startswith(WITH_ERROR)
     return Response(
-        problem.body(oip=oip),
+        problem.body(with_error=with_error),
         status_code=problem.status,
         headers=problem.headers,
-        media_type="application/json" if oip else PROBLEM_JSON,
+        media_type="application/json" if with_error else PROBLEM_JSON,
     )
 
 

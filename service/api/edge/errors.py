@@ -69,8 +69,8 @@ class Problem(Exception):
         self.errors = errors
         self.headers = dict(headers or {})
 
-    def body(self, *, oip: bool = False) -> bytes:
-        """Return the JSON body; `oip` adds the member `error` of the Open Inference Protocol."""
+    def body(self, *, with_error: bool = False) -> bytes:
+        """Return the JSON body. with_error: add the member `error`, as some protocols have it."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.kind}",
             "title": self.title,
@@ -79,7 +79,7 @@ class Problem(Exception):
         }
         if self.errors is not None:
             members["errors"] = list(self.errors)
-        if oip:
+        if with_error:
             members["error"] = self.detail
         return orjson.dumps(members)
 

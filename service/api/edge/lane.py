@@ -351,7 +351,7 @@ class ScoringLane:
             self._count(route, [request], CLIENT_LEFT, [{}], time.perf_counter())
             request.send(None)
             return
-        problem, oip = problem_of(error), route.oip
+        problem, with_error = problem_of(error), route.with_error
         if problem.kind == "internal":
             logger.error(
                 "request %s got status 500; report this with the traceback",
@@ -366,8 +366,8 @@ class ScoringLane:
         self._count(route, [request], problem.status, facts, time.perf_counter())
         response = (
             problem.status,
-            b"application/json" if oip else PROBLEM_JSON.encode(),
-            problem.body(oip=oip),
+            b"application/json" if with_error else PROBLEM_JSON.encode(),
+            problem.body(with_error=with_error),
             request.request_id.encode(),
             tuple((k.lower().encode(), v.encode()) for k, v in problem.headers.items()),
         )

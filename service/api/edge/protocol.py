@@ -34,18 +34,18 @@ class _ScoringCycle:
     All scoring requests of a connection share one object.
     """
 
-    __slots__ = ("disconnected", "is_old", "keep_alive", "response_complete")
+    __slots__ = ("disconnected", "is_http_1_0", "keep_alive", "response_complete")
 
     message_event = _NoEvent()
 
     def __init__(self) -> None:
-        self.response_complete = self.disconnected = self.is_old = False
+        self.response_complete = self.disconnected = self.is_http_1_0 = False
         self.keep_alive = True
 
     @property
     def scope(self) -> dict[str, str]:
         """The part of an ASGI scope that says whether the client reads interim answers."""
-        return {"http_version": "1.0" if self.is_old else "1.1"}
+        return {"http_version": "1.0" if self.is_http_1_0 else "1.1"}
 
 
 class ScoringProtocol(FramedProtocol):
@@ -114,8 +114,15 @@ class ScoringProtocol(FramedProtocol):
             return
         self._whole = self.headers
         head = Head(self.headers, len(self._body))
-        is_old = self.parser.get_http_version() == "1.0"
-        self._begin(match, self._query, head, self._body, keep_alive=not self._ended, is_old=is_old)
+        is_http_1_0 = self.parser.get_http_version() == "1.0"
+        self._begin(
+            match,
+            self._query,
+            head,
+            self._body,
+            keep_alive=not self._ended,
+            is_http_1_0=is_http_1_0,
+        )
 
     def hand_over(self) -> None:
         """Let uvicorn answer the request, from the part that has arrived on."""
@@ -139,13 +146,14 @@ class ScoringProtocol(FramedProtocol):
         body: bytes,
         *,
         keep_alive: bool,
-        is_old: bool = False,
+        is_http_1_0: bool = False,
     ) -> None:
-        """Answer a complete scoring request. is_old: it is HTTP/1.0."""
+        """Answer a complete scoring request. keep_alive: whether the connection stays open."""
         cycle = self._scoring_cycle
         if cycle is None:
             cycle = self._scoring_cycle = _ScoringCycle()
-        cycle.response_complete, cycle.keep_alive, cycle.is_old = False, keep_alive, is_old
+        cycle.response_complete = False
+        cycle.keep_alive, cycle.is_http_1_0 = keep_alive, is_http_1_0
         self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
         send = partial(self._respond_to, head) if head.coding else self._respond
@@ -199,7 +207,10 @@ class ScoringProtocol(FramedProtocol):
             size = len(response[2])
             together = size <= _COPIED_BYTES
             head = response_bytes(
-                response, keep_alive=cycle.keep_alive, with_body=together, is_old=cycle.is_old
+                response,
+                keep_alive=cycle.keep_alive,
+                with_body=together,
+                is_http_1_0=cycle.is_http_1_0,
             )
             self.transport.write(head)
             if not together:

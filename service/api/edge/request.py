@@ -141,7 +141,7 @@ class Route(Protocol):
 
     template: str
     """The path template that metrics and the log show."""
-    oip: bool
+    with_error: bool
     """Whether its problems have the member `error`, as those of the Open Inference Protocol and of
     TensorFlow Serving have.
     """
@@ -181,14 +181,14 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
 
 
 def response_bytes(
-    response: Response, *, keep_alive: bool, with_body: bool = True, is_old: bool = False
+    response: Response, *, keep_alive: bool, with_body: bool = True, is_http_1_0: bool = False
 ) -> bytes:
     """The bytes of a response; without `with_body`, only its head.
 
-    is_old: the request is HTTP/1.0, whose client must be told that the connection stays open.
+    is_http_1_0: the request is HTTP/1.0, whose client must be told that the connection stays open.
     """
     status, content_type, body, request_id, headers = response
-    extra = (_KEPT if is_old else b"") if keep_alive else b"connection: close\r\n"
+    extra = (_KEPT if is_http_1_0 else b"") if keep_alive else b"connection: close\r\n"
     if headers:
         extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (

@@ -77,7 +77,7 @@ class _ManyTexts(Exception):
 class Infer:
     """The route `/infer` of every model and version."""
 
-    oip = True
+    with_error = True
     template = "/v2/models/{model}/infer"
 
     def __init__(

@@ -12,7 +12,7 @@ from service.api.edge.request import Answer
 class AtOnce:
     """A route that refuses the body `wrong`."""
 
-    template, oip = "/predict", False
+    template, with_error = "/predict", False
 
     def match(self, path):
         return path
