@@ -121,6 +121,16 @@ class Keeping:
         return seconds > self.checkpoint_seconds
 
 
+def check_pieces(plan: Plan, processes: Processes) -> None:
+    """Raise WrongUse when the batch cannot be divided evenly into the pieces of a step."""
+    if plan.batch_rows % (processes.world * plan.accumulate):
+        raise WrongUse(
+            f"--batch {plan.batch_rows} cannot be divided by {processes.world} processes × "
+            f"--accumulate {plan.accumulate}; give a multiple of "
+            f"{processes.world * plan.accumulate}"
+        )
+
+
 def train(
     network: nn.Module,
     feed: Feed,
@@ -139,12 +149,7 @@ def train(
     batch cannot be divided evenly.
     """
     device = processes.device
-    if plan.batch_rows % (processes.world * plan.accumulate):
-        raise WrongUse(
-            f"--batch {plan.batch_rows} cannot be divided by {processes.world} processes × "
-            f"--accumulate {plan.accumulate}; give a multiple of "
-            f"{processes.world * plan.accumulate}"
-        )
+    check_pieces(plan, processes)
     network.train()
     hold_still(network)
     if plan.precision == "fp64":

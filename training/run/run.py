@@ -19,7 +19,7 @@ from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.interrupt import Interrupted
 from training.loop.linear import fit_last_layer
 from training.loop.processes import Processes
-from training.loop.train import Keeping, logits_of, train
+from training.loop.train import Keeping, check_pieces, logits_of, train
 from training.run.afterwards import Changed, change_last_layer, check_afterwards
 from training.run.calibration import Calibration, calibrate
 from training.run.candidates import Tried, best_of, candidates, described, name_of, tried
@@ -178,6 +178,8 @@ def _run_one(
     if processes.first and not warned:
         for problem in problems(ready.data):
             say(f"warning: {problem}")
+    if ready.plan.optimiser != "lbfgs":
+        check_pieces(ready.plan, processes)
     network = make_network(recipe, ready)
     with undrawn():
         check_afterwards(recipe, ready, network)

@@ -193,8 +193,10 @@ def wavering(num_classes):
 
 def test_a_batch_that_cannot_be_parted_is_refused(own_npz, command, tmp_path):
     code, _, err = command(
-        "fit", "--data", f"npz:{own_npz}", "--batch", 16, "--accumulate", 3, "--steps", 2,
+        "fit", "--data", f"npz:{own_npz}", "--network", "mlp", "--steps", 2,
+        "--batch", 16, "--accumulate", 3,
         "--models", tmp_path / "models", "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert code == 2
     assert "--batch 16 cannot be divided" in err
+    assert not list(tmp_path.iterdir())  # before anything is tried or written
