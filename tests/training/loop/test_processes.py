@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch.distributed import TCPStore
+import torch
 
+from tests.support.members import CONTEXT, open_store, start_member
 from tests.support.train_only import train_only
 from training.loop.processes import Processes
 
@@ -54,48 +55,32 @@ def losses(log):
     return np.array([json.loads(line)["loss"] for line in log.read_text().splitlines()])
 
 
-MEMBER = """
-import os, sys, torch
-from training.loop.processes import Processes
-print("imported", flush=True)
-sys.stdin.readline()
-print("joins", flush=True)
-processes = Processes.join("cpu")
-print(processes.mean(torch.tensor([processes.rank * 2.0])).item(), flush=True)
-os._exit(0)  # as a process that was killed: it does not leave the group
-"""
+def all_well(members):
+    for member in members:
+        member.join(timeout=280)
+    assert [member.exitcode for member in members] == [0] * len(members)
 
 
-def member(store, rank):
-    """A process of an attempt that imports, and then waits for a line."""
-    of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1"}
-    attempt = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(store.port)}
-    return subprocess.Popen(
-        [sys.executable, "-c", MEMBER],
-        cwd=ROOT,
-        env=environment() | of_torchrun | attempt,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def average(connection):
+    """Say so and join; then send the mean of 2 * rank over the processes."""
+    connection.send("joins")
+    processes = Processes.join("cpu")
+    connection.send(processes.mean(torch.tensor([processes.rank * 2.0])).item())
+    # ends as a process that was killed: it does not leave the group
 
 
 @pytest.mark.parametrize("late", [0, 1])
 def test_a_second_attempt_with_the_store_of_the_first_does_not_look_for_its_processes(late):
-    store = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+    store = open_store()
     for _ in range(2):
-        both = [member(store, rank) for rank in range(2)]
-        try:
-            for rank in (1 - late, late):  # the late one comes once the other one tries to join
-                assert both[rank].stdout.readline() == "imported\n"
-                both[rank].stdin.write("\n")
-                both[rank].stdin.flush()
-                assert both[rank].stdout.readline() == "joins\n"
-            assert [each.communicate(timeout=60)[0] for each in both] == ["1.0\n"] * 2
-        finally:
-            for each in both:
-                each.kill()
-                each.communicate()
+        members, ends = {}, {}
+        for rank in (1 - late, late):  # the late one comes once the other one tries to join
+            ends[rank], other = CONTEXT.Pipe()
+            members[rank] = start_member(store, rank, average, other)
+            other.close()
+            assert ends[rank].recv() == "joins"
+        assert [ends[rank].recv() for rank in range(2)] == [1.0, 1.0]
+        all_well(members.values())
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +99,9 @@ def both(pictures, own_npz, tmp_path_factory):
         "cnn fp64": cnn | {"precision": "fp64"},
     }
     home = tmp_path_factory.mktemp("logs")
-    train_only(home / "1", runs, Processes.join("cpu"))
-    finished(on_two("tests.support.train_only", home / "2", json.dumps(runs)))
+    train_only(home / "1", runs)
+    store = open_store()
+    all_well([start_member(store, rank, train_only, home / "2", runs) for rank in range(2)])
     return {(name, n): losses(home / str(n) / f"{name}.jsonl") for name in runs for n in (1, 2)}
 
 

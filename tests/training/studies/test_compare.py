@@ -62,6 +62,12 @@ def copy_seed_0(source, target):
         (target / "runs" / path.name).write_bytes(path.read_bytes())
 
 
+@pytest.fixture
+def unreported(monkeypatch):
+    """Draw no figures: that takes seconds, and the test is about the runs."""
+    monkeypatch.setattr(comparison_report, "write", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare")
@@ -109,6 +115,7 @@ def test_differences_are_paired_by_seed(done):
     assert found["interval"][0] <= found["mean"] <= found["interval"][1]
 
 
+@pytest.mark.usefixtures("unreported")
 def test_the_same_command_again_trains_nothing_and_says_the_same(done):
     out, document = done
     again, said = compared(out)
@@ -116,6 +123,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(done):
     assert again == document
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_method_and_a_seed_can_be_added_later(done, tmp_path):
     copy_seed_0(done[0], tmp_path)
     _, said = compared(tmp_path, methods="erm,balanced", seeds=1)
@@ -128,6 +136,7 @@ def test_another_setting_in_the_same_folder_is_refused(done):
         compared(out, recipe=replace(RECIPE, lr=0.3))
 
 
+@pytest.mark.usefixtures("unreported")
 def test_data_that_have_changed_since_are_not_mixed_with_those_of_the_finished_runs(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 4)), np.arange(90) % 3
@@ -148,6 +157,7 @@ def test_data_that_have_changed_since_are_not_mixed_with_those_of_the_finished_r
     compared(out, methods="erm", seeds=1, recipe=recipe)
 
 
+@pytest.mark.usefixtures("unreported")
 def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_removed(done, tmp_path):
     copy_seed_0(done[0], tmp_path)
     settings = json.loads((done[0] / "settings.json").read_text())
@@ -166,6 +176,7 @@ def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_remove
     assert json.loads((tmp_path / "settings.json").read_text())["erm-adam"] == reported
 
 
+@pytest.mark.usefixtures("unreported")
 def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbers(
     tmp_path, monkeypatch, done
 ):
