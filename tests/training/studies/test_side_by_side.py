@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from tests.support.eventually import eventually
+from tests.support.members import CONTEXT
+from training.commands.cli import main
 from training.data.image_files import ImageFiles
 from training.faults import RunFailed, WrongUse
 from training.loop.processes import Processes
 from training.run.prepare import prepare_data
 from training.run.recipe import Recipe
+from training.studies import report as comparison_report
 from training.studies import side_by_side
 from training.studies.compare import compare
 from training.studies.methods import choose
@@ -52,6 +55,14 @@ def in_order(out, recipe=RECIPE, methods="erm,focal,ldam", **more):
     return said
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _unreported():
+    """Draw no figures: that takes seconds, and no test here is about the report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison_report, "write", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
     out = tmp_path_factory.mktemp("one-by-one")
@@ -69,14 +80,7 @@ def test_the_weights_do_not_depend_on_how_many_runs_are_trained_at_the_same_time
     assert not list((tmp_path / "runs").glob("*.pt"))
 
 
-def started(out, *flags):
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "training", "compare", *FLAGS, "--out", str(out),
-            "--jobs", "2", "--threads", "1", *flags,
-        ],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+LONG = ("--steps", "400", "--lr", "0.05", "--methods", "erm,focal", "--threads", "1")
 
 
 def workers_of(process):
@@ -93,12 +97,14 @@ def is_alive(pid):
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_signal_stops_all_runs_with_their_checkpoints_and_the_same_command_resumes(tmp_path):
+def test_a_signal_stops_all_runs_with_their_checkpoints_from_which_the_command_resumes(tmp_path):
     long = Recipe(data="digits", network="mlp", steps=400, lr=0.05)
     in_order(tmp_path / "undisturbed", recipe=long, methods="erm,focal", jobs=1)
     out = tmp_path / "stopped"
-    flags = ("--steps", "400", "--lr", "0.05", "--methods", "erm,focal")
-    first = started(out, *flags)
+    arguments = ["compare", *FLAGS, *LONG, "--out", str(out), "--jobs"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments, "2"], stderr=subprocess.PIPE, text=True
+    )
     # the lock of a run is there once it is about to train
     assert eventually(lambda: len(list((out / "runs").glob("*.lock"))) == 2, seconds=60)
     pids = workers_of(first)
@@ -108,18 +114,18 @@ def test_a_signal_stops_all_runs_with_their_checkpoints_and_the_same_command_res
     assert "the same command resumes" in said
     assert "Traceback" not in said
     assert not any(is_alive(pid) for pid in pids)
-    again = started(out, *flags)
-    _, said = again.communicate(timeout=120)
-    assert again.returncode == 0, said
+    assert main([*arguments, "1"]) == 0
     assert_equal(outcomes(out), outcomes(tmp_path / "undisturbed"))
 
 
 def test_when_the_first_process_is_killed_the_others_end(tmp_path):
-    first = started(tmp_path / "out", "--steps", "3")
-    assert eventually(lambda: len(workers_of(first)) == 2, seconds=60)
+    tasks = [Ends("run 0", tmp_path / "0")]
+    first = CONTEXT.Process(target=trained, args=(tasks,))
+    first.start()
+    assert eventually(lambda: workers_of(first), seconds=60)
     pids = workers_of(first)
     first.kill()
-    first.communicate(timeout=60)
+    first.join()
     assert eventually(lambda: not any(is_alive(pid) for pid in pids), seconds=60)
 
 
@@ -152,12 +158,22 @@ def trained(tasks, *, jobs=2):
     return done
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Fork the processes of the runs from one that has imported torch: how they start is not what
+    the test is about.
+    """
+    monkeypatch.setattr(side_by_side.multiprocessing, "get_context", lambda _: CONTEXT)
+
+
+@pytest.mark.usefixtures("forked")
 def test_every_process_trains_with_its_share_of_the_threads(tmp_path):
     tasks = [Ends(f"run {number}", tmp_path / str(number)) for number in range(3)]
     assert sorted(trained(tasks)) == [(task.name, 0.5) for task in tasks]
     assert {task.path.read_text() for task in tasks} == {"1 cpu True"}
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("how", "message"),
     [
