@@ -2,27 +2,39 @@
 
 python -m benchmarks.results.alarms [--model models/fashion/2 --data fashion-mnist]
     [--broken FILE.npz] [--draws 110]
+python -m benchmarks.results.alarms --thin [--draws 10]
 
 Six class mixes, with `--draws` streams of 2,000 rows of the test split each, are true label shift.
 In other streams some rows are of no class. For images these are 20 % that are blurred, 10 % noise
 or 10 % digits. `--broken` names a file with arrays of other inputs instead, and 10 and 20 % of each
 are tried. `by misfit alone` counts the streams that the test of the sketch refuses, whatever else
 the verdict rests on, such as a split with too few rows of a class.
+
+`--thin` needs no model. It makes sets of 58 Gaussians with a long tail, and calibrates logistic
+regressions on splits with 1 to 20 rows of the rarest class. It prints the verdicts that there would
+be without the rule that a class needs 20 rows, and how many shares the intervals hold.
 """
 
 import argparse
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.results.coverage import long_tail
 from benchmarks.results.shift import TARGETS, Scored, drawn, mix_of, scored
 from service.contract.adjustment import Vector
+from service.contract.shift import verdict
 from service.contract.shift.verdict import REFUSED_BELOW, SMALLEST_MISFIT, Assessment, assess
 from training.data.dataset import Split
 from training.run.published import Published
+from training.scores.source import measure
 
 WRONG = "not_explained"
 ROWS = 2_000
+THIN = (1, 2, 5, 10, 20)
+"""Validation rows of the rarest class."""
+THIN_CLASSES, THIN_FEATURES, THIN_SETS = 58, 24, 3
 
 
 def main() -> None:
@@ -32,7 +44,11 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--broken", type=Path)
     parser.add_argument("--draws", type=int, default=110)
+    parser.add_argument("--thin", action="store_true")
     options = parser.parse_args()
+    if options.thin:
+        thin_splits(draws=options.draws)
+        return
     others = (
         broken(options.model, options.data)
         if options.broken is None
@@ -132,6 +148,63 @@ def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int)
             f"({reported}); {unusable:.3f} not usable; by misfit alone {by_misfit:.3f}",
             flush=True,
         )
+
+
+def thin_splits(*, draws: int) -> None:
+    """Print the verdicts without the rule of 20 rows a class, for each number in THIN."""
+    streams = THIN_SETS * len(TARGETS) * draws
+    print(f"{streams} streams of true label shift a line, n = {ROWS}, {THIN_SETS} sets")
+    for rarest in THIN:
+        found: list[tuple[str, float]] = []
+        for seed in range(THIN_SETS):
+            case = thin_set(rarest, seed)
+            for target in TARGETS:
+                for draw in range(draws):
+                    rng = np.random.default_rng([5, seed, draw, len(target)])
+                    prior = mix_of(target, case.counts, rng)
+                    stream = drawn(case.labels["test"], prior, ROWS, rng)
+                    with patch.object(verdict, "VALIDATION_ROWS_PER_CLASS", 1):
+                        one = judged(case.logits["test"][stream], case)
+                    held = (one.estimate.low <= prior) & (prior <= one.estimate.high)
+                    found.append((one.verdict, float(held.mean())))
+        usable = [held for name, held in found if name == "usable"]
+        refused_ones = sum(name == WRONG for name, _ in found)
+        share = f"{np.mean(usable):.3f}" if usable else "none"
+        print(
+            f"  {rarest:2} rows of the rarest class: intervals hold "
+            f"{np.mean([held for _, held in found]):.3f} of the shares; {len(usable)} usable, "
+            f"theirs hold {share}; {refused_ones} called {WRONG}",
+            flush=True,
+        )
+
+
+def thin_set(rarest: int, seed: int) -> Scored:
+    """Answers of a logistic regression to Gaussians, calibrated on a split with a long tail.
+
+    There are 1,000 to 2 training rows of a class, 400 to 1 for validation but at least `rarest`,
+    and 200 for the test.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng([58, seed])
+    centres = 0.8 * rng.normal(size=(THIN_CLASSES, THIN_FEATURES))
+    rows = {
+        "train": long_tail(THIN_CLASSES, 1000, 500),
+        "val": np.maximum(long_tail(THIN_CLASSES, 400, 400), rarest),
+        "test": np.full(THIN_CLASSES, 200),
+    }
+    labels = {split: np.repeat(np.arange(THIN_CLASSES), n) for split, n in rows.items()}
+    inputs = {
+        split: centres[y] + rng.normal(size=(len(y), THIN_FEATURES)) for split, y in labels.items()
+    }
+    fitted = LogisticRegression(max_iter=2000).fit(inputs["train"], labels["train"])
+    logits = {split: fitted.decision_function(inputs[split]) for split in ("val", "test")}
+    counts = rows["train"].astype(np.float64)
+    log_source = np.log(counts / counts.sum())
+    block, _ = measure(
+        logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
+    )
+    return Scored(logits, labels, block, counts, log_source, block.temperature)
 
 
 def judged(rows: Vector, case: Scored) -> Assessment:

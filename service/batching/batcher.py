@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TURNS = 3
 """The most turns of the event loop that a cheap batch waits for further requests."""
+_THREADLESS_SECONDS = 0.02
+"""Without a thread for the graph, batches expected to take no longer run on the event loop."""
 _VAIN_WAITS = 32
 """After so many requests that no other joined, only each 32nd waits for one."""
 
@@ -275,14 +277,22 @@ class Batcher:
                 else:
                     if runs_now:
                         self.busy_since = time.monotonic()
-                    self._current_thread().inbox.put(batch)
+                    self._hand_over(batch)
         except Exception as error:  # noqa: BLE001 - whatever failed, the callers get an answer
-            if is_no_thread(error):
-                self._without_thread()
-            else:
-                self._crashed(error)
+            self._crashed(error)
         if dropped:
             self._finished += self._delivery.dropped(dropped)
+
+    def _hand_over(self, batch: Batch) -> None:
+        """Give a batch to the thread."""
+        try:
+            thread = self._current_thread()
+        except RuntimeError as error:
+            if not is_no_thread(error):
+                raise
+            self._without_thread(batch)
+        else:
+            thread.inbox.put(batch)
 
     def _run_here(self, batch: Batch) -> None:
         """Run a batch on the event loop."""
@@ -339,15 +349,25 @@ class Batcher:
             self._lacks_thread = False
         return self._thread
 
-    def _without_thread(self) -> None:
-        """Refuse what waits, as the system allows no thread for the graph; the next batch tries
-        again.
+    def _without_thread(self, batch: Batch) -> None:
+        """Run a short batch here, as the system allows no thread for the graph, or refuse all that
+        wait. The next batch tries again.
         """
         reason = f"no thread can be started for the graph; {RAISE_LIMIT}"
         if not self._lacks_thread:
             self._lacks_thread = True
-            logger.warning("%s: %s; its requests get an error until one can", self.name, reason)
-        self._fail_all(BatcherFailed(reason))
+            logger.warning(
+                "%s: %s; until one can, batches of up to %g ms run on the event loop, and requests "
+                "in longer ones get an error",
+                self.name,
+                reason,
+                1000 * _THREADLESS_SECONDS,
+            )
+        writes_long = self._table.unwritten and self._table.is_slow
+        if self._cost(batch.rows) <= _THREADLESS_SECONDS and not writes_long:
+            self._run_here(batch)
+        else:
+            self._fail_all(BatcherFailed(reason))
 
     def _abandon_thread(self) -> None:
         if self._thread is not None:

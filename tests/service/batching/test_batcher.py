@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from service.batching import batcher as batching
 from service.batching.batcher import MAX_TURNS, Batcher
 from service.batching.queue import FLOOD_SECONDS, Entry
 from service.batching.work import (
@@ -108,13 +109,13 @@ def make(graph, *, inline=False, **more):
     batcher = Batcher(
         graph.run,
         more.pop("table", None) or PriorTable(4),
-        cost_seconds=lambda _rows: 0.0 if inline else 1.0,
+        cost_seconds=more.pop("cost_seconds", lambda _rows: 0.0 if inline else 1.0),
         max_batch_rows=more.pop("max_batch_rows", 8),
         max_queued_rows=more.pop("max_queued_rows", 100),
         max_queued_bytes=more.pop("max_queued_bytes", 10_000),
         max_waiting_rows=more.pop("max_waiting_rows", None),
         max_flood_rows=more.pop("max_flood_rows", None),
-        inline_seconds=0.5,
+        inline_seconds=more.pop("inline_seconds", 0.5),
         try_graph=more.pop("try_graph", None),
         record=record,
         clock=more.pop("clock", time.monotonic),
@@ -143,6 +144,33 @@ def test_requests_that_arrive_together_share_one_graph_call(inline):
             assert one.outputs.top_probability[one.start, 0] == np.float32(i / 10)
         assert graph.calls == [5]
         assert [f.rows for f in batcher.facts] == [5]
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("seconds", "is_answered"), [(0.6, False), (0.02, True)])
+def test_where_no_thread_can_be_started_short_batches_run_on_the_loop_and_others_are_refused(
+    monkeypatch, seconds, is_answered
+):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, cost_seconds=lambda _rows: seconds, inline_seconds=0.001)
+        threads = batching.GraphThread
+        monkeypatch.setattr(batching, "GraphThread", no_thread)
+        together = [batcher.submit(work(i)) for i in range(2)]
+        if is_answered:
+            assert [answer(each) for each in await asyncio.gather(*together)] == [[0], [1]]
+        else:
+            for each in together:
+                with pytest.raises(BatcherFailed, match="no thread can be started"):
+                    await each
+        assert batcher.busy_since is None
+        assert batcher.failure is None
+        monkeypatch.setattr(batching, "GraphThread", threads)
+        assert answer(await batcher.submit(work(7))) == [7]
 
     asyncio.run(go())
 
