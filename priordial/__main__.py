@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from service.commands.messages import reason_of
 from service.contract.extras import VERSION, missing_extra
 from service.contract.resources import CLOSED, flushed, open_standard_streams
 
@@ -65,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if serves:
             raise
         flushed()
-        _print(
-            f"priordial: {error.filename or 'standard output'}: {error.strerror}", to_stderr=True
-        )
+        _print(f"priordial: {reason_of(error, place='standard output')}", to_stderr=True)
         status = 1
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="training" if given[0] in TRAINING else "serve")

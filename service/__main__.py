@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+from service.commands.messages import reason_of
 from service.contract.resources import CLOSED, flushed, open_standard_streams
 from service.process.exit_codes import FAILED
 from service.server.startup import prepare_process
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
         if given[:1] == ["serve"]:
             raise
         flushed()
-        return _failed(prog, f"{error.filename or 'standard output'}: {error.strerror}")
+        return _failed(prog, reason_of(error, place="standard output"))
     return status
 
 

@@ -155,7 +155,8 @@ def thin_splits(*, draws: int) -> None:
     streams = THIN_SETS * len(TARGETS) * draws
     print(f"{streams} streams of true label shift a line, n = {ROWS}, {THIN_SETS} sets")
     for rarest in THIN:
-        found: list[tuple[str, float]] = []
+        found: list[Assessment] = []
+        covers: list[float] = []
         for seed in range(THIN_SETS):
             case = thin_set(rarest, seed)
             for target in TARGETS:
@@ -166,14 +167,16 @@ def thin_splits(*, draws: int) -> None:
                     with patch.object(verdict, "VALIDATION_ROWS_PER_CLASS", 1):
                         one = judged(case.logits["test"][stream], case)
                     held = (one.estimate.low <= prior) & (prior <= one.estimate.high)
-                    found.append((one.verdict, float(held.mean())))
-        usable = [held for name, held in found if name == "usable"]
-        refused_ones = sum(name == WRONG for name, _ in found)
+                    found.append(one)
+                    covers.append(float(held.mean()))
+        usable = [
+            cover for one, cover in zip(found, covers, strict=True) if one.verdict == "usable"
+        ]
         share = f"{np.mean(usable):.3f}" if usable else "none"
         print(
             f"  {rarest:2} rows of the rarest class: intervals hold "
-            f"{np.mean([held for _, held in found]):.3f} of the shares; {len(usable)} usable, "
-            f"theirs hold {share}; {refused_ones} called {WRONG}",
+            f"{np.mean(covers):.3f} of the shares; {len(usable)} usable, "
+            f"theirs hold {share}; {refused(found)} called {WRONG}",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Answers the questions that clients of other servers ask before they score: state, form, health.
+"""Answers what clients of other servers request before they score: state, inputs and health.
 
 KServe V1 and TensorFlow Serving share GET /v1/models/{model}: one reads `ready`, the other
 `model_version_status`. TensorFlow Serving also has GET …/metadata. SageMaker requests GET /ping,

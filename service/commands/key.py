@@ -51,7 +51,7 @@ def run(given: Mapping[str, Any]) -> int:
         tell(f"error: {error}")
         return WRONG_USE
     except OSError as error:
-        tell(f"error: {reason_of(error)}")
+        tell(f"error: {reason_of(error, place='standard output')}")
         return FAILED
     return DONE
 

@@ -9,11 +9,14 @@ def tell(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def reason_of(error: Exception) -> str:
-    """Return why a verb failed, in words: what the system refused comes with what to do."""
+def reason_of(error: Exception, *, place: str | None = None) -> str:
+    """Return why a verb failed, in words: what the system refused comes with what to do.
+
+    place: where, if the error names no file.
+    """
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    file = "" if error.filename is None else f"{error.filename}: "
+    file = "".join(f"{name}: " for name in (error.filename or place,) if name)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{file}{error.strerror}; make room, or name another place"
     return f"{file}{error.strerror}; name another path, or change who may use this one"

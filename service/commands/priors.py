@@ -43,7 +43,7 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, store: str)
         tell(f"error: {error}")
         return FAILED
     except OSError as error:
-        tell(f"error: {reason_of(error)}")
+        tell(f"error: {reason_of(error, place='standard output')}")
         return FAILED
     return DONE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _ROOT = Path("/")
 CLOSED = "standard output is closed; give the command a file, a pipe or /dev/null"
-"""Said in place of a command's output that nobody would get."""
+"""The message of a command whose output nobody would get."""
 
 
 @dataclass(frozen=True)

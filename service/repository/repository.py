@@ -221,7 +221,7 @@ class Repository:
             if self.folder_fault != before:
                 logger.error("%s", self.folder_fault)
             return
-        unreadable = self._look_for_faults()
+        unreadable = self._update_faults()
         arrived = self._book.begin()
         await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops) - unreadable:
@@ -229,7 +229,7 @@ class Repository:
         self._book.close_orders(arrived)
         await asyncio.to_thread(return_memory)
 
-    def _look_for_faults(self) -> set[str]:
+    def _update_faults(self) -> set[str]:
         """Forget the faults of versions that are gone, and log each folder that cannot be listed.
 
         Each such folder is logged once. Returns the names of their models.

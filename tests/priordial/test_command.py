@@ -84,8 +84,15 @@ def test_a_flag_before_the_verb_is_answered_with_the_command_to_write(package, n
         ("priordial --version >&-", "priordial: standard output is closed; give the command a "),
         ("service key a >&-", "python -m service: standard output is closed; give the command a "),
         ("training data digits >&-", "training: standard output is closed; give the command a "),
-        ("priordial --help >/dev/full", "priordial: standard output: No space left on device"),
+        (
+            "priordial --help >/dev/full",
+            "priordial: standard output: No space left on device; make room",
+        ),
         ("service doctor >/dev/full", "python -m service: standard output: No space left"),
+        (
+            "priordial key bob >/dev/full",
+            "error: standard output: No space left on device; make room",
+        ),
     ],
 )
 def test_output_that_nobody_gets_is_a_failure_in_one_line(line, said):
