@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware, GZipResponder
+from starlette.middleware.gzip import GZipMiddleware, GZipResponder, IdentityResponder
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
@@ -87,8 +87,8 @@ class _Compressing(GZipMiddleware):
             gzip.takes_chunks = scope.get("http_version") != "1.0"
             await gzip(scope, receive, send)
         else:
-            headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
-            await super().__call__({**scope, "headers": headers}, receive, send)
+            # The same scope, not a copy: the edge reads the route from it that FastAPI finds.
+            await IdentityResponder(self.app, self.minimum_size)(scope, receive, send)
 
 
 class _Gzip(GZipResponder):

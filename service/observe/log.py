@@ -23,6 +23,8 @@ import orjson
 from service.process import stderr
 from service.process.exit_codes import FAILED
 
+logger = logging.getLogger(__name__)
+
 Line: TypeAlias = dict[str, Any]
 
 ANONYMOUS = "anonymous"
@@ -119,7 +121,20 @@ class RequestLog:
 
     def _encode_taken(self) -> None:
         lines, self._lines = self._lines, []
-        self._encoded += [self._encode(line, at) for line, at in lines]
+        try:
+            self._encoded += [self._encode(line, at) for line, at in lines]
+        except Exception:  # noqa: BLE001 - reported below, for the line that has it
+            for line, at in lines:  # the others are not lost with it
+                self._encode_alone(line, at)
+
+    def _encode_alone(self, line: Line, at: float) -> None:
+        try:
+            self._encoded.append(self._encode(line, at))
+        except Exception:
+            logger.exception(
+                "request %s is missing in the log; report this with the traceback",
+                line.get("request_id"),
+            )
 
     def _hand_on(self) -> None:
         lines, self._encoded = self._encoded, []
@@ -196,14 +211,18 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
         )
     parts = [
         datetime.fromtimestamp(at).astimezone().strftime(_TIME),
-        f"{line['status']} {line.get('method', ''):<5}{line['route']}",
+        f"{line['status']} {line.get('method', ''):<6} {line['route']}",
         f"{1e3 * line['seconds']:.2f} ms",
     ]
     if "model" in line:
         parts.append(f"{line['model']}/{line.get('version', '?')}")
-    if "revision" in line:  # a request with many settings has no prior of its own
-        prior = f"{line.get('prior') or 'inline'}@{line['revision']}"
-        parts.append(f"prior {prior} τ {line['tau']:g}")
+    settings = []  # a request whose rows have different ones has no prior, or no τ, of its own
+    if "revision" in line:
+        settings.append(f"prior {line.get('prior') or 'inline'}@{line['revision']}")
+    if "tau" in line:
+        settings.append(f"τ {line['tau']:g}")
+    if settings:
+        parts.append(" ".join(settings))
     if "rows" in line:
         seconds = {"queue": line.get("queue_seconds"), "graph": line.get("inference_seconds")}
         times = [

@@ -60,17 +60,21 @@ def test_each_request_has_one_line_with_what_was_used_and_how_long_it_took(model
             f"{server.url}/predict?tau=0.5", json={"instances": inputs(3).tolist()}, headers=given
         )
         httpx.get(f"{server.url}/models/linear", headers={"X-Request-Id": "mine-2"})
+        plain = {"X-Request-Id": "mine-5", "Accept-Encoding": "identity"}  # as curl asks
+        httpx.get(f"{server.url}/models/linear", headers=plain)
+        counted = httpx.get(f"{server.url}/metrics", headers={"X-Request-Id": "mine-6"}).text
         httpx.post(f"{server.url}/predict", content=b"[", headers={"X-Request-Id": "mine-3"})
         httpx.get(f"{server.url}/priors", headers={"X-Request-Id": "mine-4"})
         server.terminate()
         lines = {line["request_id"]: line for line in request_lines(server.log)}
-    assert sorted(lines) == ["mine-1", "mine-2", "mine-3", "mine-4"]
+    assert sorted(lines) == [f"mine-{n}" for n in range(1, 7)]
     scored = lines["mine-1"]
     assert (scored["model"], scored["version"], scored["tau"]) == ("linear", 1, 0.5)
     assert (scored["prior"], scored["revision"], scored["rows"]) == ("default", 0, 3)
     assert 0 <= scored["queue_seconds"] <= scored["seconds"]
     assert 0 < scored["inference_seconds"] <= scored["seconds"]
-    assert lines["mine-2"]["route"] == "/models/{model}"
+    assert lines["mine-2"]["route"] == lines["mine-5"]["route"] == "/models/{model}"
+    assert 'priordial_requests_total{route="/models/{model}",status="200"} 2' in counted
     assert (lines["mine-3"]["status"], lines["mine-3"]["problem"]) == (400, "malformed")
     asked = [lines[name]["key"] for name in ("mine-1", "mine-3", "mine-4")]
     assert set(asked) == {ANONYMOUS}, "the same on every route that would ask for a key"
@@ -122,8 +126,25 @@ def test_a_line_tells_as_text_what_it_has_and_needs_no_more():
     }
     assert "linear/2" in as_text(adjusted, 0.0).decode()
     assert "3 rows" in as_text(adjusted, 0.0).decode()
+    rows_differ = {k: v for k, v in SCORED.items() if k != "tau"}
+    assert "prior default@7  3 rows" in as_text(rows_differ, 0.0).decode()
     bare = {"route": "/priors", "status": 200, "seconds": 0.1, "request_id": "abc", "key": None}
     assert "None" not in as_text(bare, 0.0).decode()
+
+
+def test_a_line_that_cannot_be_encoded_is_reported_and_costs_no_other_line(caplog):
+    stream = io.BytesIO()
+    log = RequestLog(stream, encode=as_json)
+
+    async def three():
+        odd = {**SCORED, "request_id": "odd", "rows": object()}
+        log([{**SCORED, "request_id": "before"}, odd, {**SCORED, "request_id": "after"}])
+
+    asyncio.run(three())
+    log.close(seconds=30)
+    written = [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()]
+    assert written == ["before", "after"]
+    assert "request odd is missing in the log" in caplog.text
 
 
 def test_other_messages_have_the_same_form_and_keep_their_trace():
