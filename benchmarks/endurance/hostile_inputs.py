@@ -298,7 +298,7 @@ def _form(rng: random.Random, model: str) -> _Made:
 
 def _table(rng: random.Random, model: str) -> _Made:
     """A table whose bytes are altered: pyarrow, which reads it, is C++ code."""
-    content_type, body = rng.choice(_tables())
+    content_type, body = rng.choice(tables())
     altered = bytearray(body)
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         altered[rng.randrange(len(altered))] = rng.choice((0, 255, 127, rng.randrange(256)))
@@ -306,7 +306,7 @@ def _table(rng: random.Random, model: str) -> _Made:
 
 
 @lru_cache(maxsize=1)
-def _tables() -> list[tuple[bytes, bytes]]:
+def tables() -> list[tuple[bytes, bytes]]:
     """Tables of a column of texts, as Arrow, Parquet and .npz, with their media types."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -4,8 +4,13 @@ pyarrow allocates as much memory as a stream declares. So this module first read
 message, and measures compactly encoded columns before pyarrow expands them.
 """
 
+import ctypes
+import importlib.util
+import os
 import struct
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +30,37 @@ _FILE_MAGIC, _FILE_HEAD_BYTES = b"ARROW1", 8
 _MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
 _TEXTS_AT_ONCE = 64
 """Texts of up to 80 KiB that are made while the interpreter is held."""
+_SHARED_LIBRARIES = ("libarrow", "libarrow_compute", "libparquet", "libarrow_acero")
+"""Those of pyarrow that take longest to open, each after what it needs."""
 _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
 """Fields of a RecordBatch in Arrow's Message.fbs."""
 
 
 def library() -> Any:
     """The module pyarrow. Raises UnsupportedBody where it is not installed."""
+    if "pyarrow" not in sys.modules:
+        _open_shared_libraries()
     try:
         import pyarrow as pa
     except ModuleNotFoundError as error:
         raise UnsupportedBody(missing_extra(error, first="arrow") or str(error)) from None
     return pa
+
+
+def _open_shared_libraries() -> None:
+    """Open pyarrow's shared libraries before it is imported.
+
+    An import holds the interpreter lock while the system opens and relocates them, which stops the
+    event loop for 30 to 60 ms. A foreign function is called without the lock, and the import then
+    finds them open. Where they have other names, the import opens them itself.
+    """
+    spec = importlib.util.find_spec("pyarrow")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    for name in _SHARED_LIBRARIES:
+        for file in (file for folder in folders for file in Path(folder).glob(f"{name}.so.*")):
+            dlopen(os.fsencode(file), os.RTLD_NOW)
 
 
 def read_arrow(

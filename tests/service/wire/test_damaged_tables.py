@@ -67,3 +67,18 @@ def test_an_altered_arrow_stream_is_refused_or_read():
     words = pa.table({"word": pa.array(["a", "b"] * 3).dictionary_encode(), "x": np.zeros(6)})
     body = arrow(words)
     assert refused("arrow", body, 0) > len(body)
+
+
+def test_the_shared_libraries_are_open_before_pyarrow_is_imported():
+    program = """
+import sys
+from service.wire.tables import arrow
+arrow._open_shared_libraries()
+assert "pyarrow" not in sys.modules
+maps = open("/proc/self/maps").read()
+print([name for name in arrow._SHARED_LIBRARIES if f"/{name}.so" not in maps])
+assert arrow.library().__name__ == "pyarrow"
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
