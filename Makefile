@@ -12,7 +12,7 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-shift train docs test test-ray test-proxied test-images test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run demo-shift train docs test test-pythons test-ray test-proxied test-images test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,9 +26,12 @@ PARTS := test-rest test-training test-server test-api test-console test-contract
 OF_A_PART := tests/training tests/service/server tests/service/api tests/service/contract tests/service/console
 PYTEST := $(BIN)/python -m pytest -q --durations 8
 
+# What else shall run beside the parts, as in `make test ALSO="lint test-pythons"`.
+ALSO ?=
+
 .PHONY: $(PARTS)
 test: .venv/.all .venv/.deploy ## run every test
-	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target $(PARTS)
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target $(PARTS) $(ALSO)
 
 test-training:
 	$(PYTEST) tests/training
@@ -49,6 +52,9 @@ test-console:
 
 test-rest:
 	$(PYTEST) $(addprefix --ignore ,$(OF_A_PART)) --ignore tests/on_ray --ignore tests/images
+
+test-pythons: .venv/.all ## run what depends on the interpreter on the oldest and the newest Python
+	env -u PRIORDIAL_LEAVE_NOTHING_OUT .ci/pythons
 
 test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
 	$(BIN)/python -m pytest -q tests/on_ray

@@ -7,8 +7,12 @@ import signal
 
 from hypothesis import settings
 
+from tests.support import server
+
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
+
+server.start_service = server.fork
 
 # A shell ignores SIGINT in what it runs in the background, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)

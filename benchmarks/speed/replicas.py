@@ -32,7 +32,7 @@ from benchmarks.rig.open_loop import Crowd
 from benchmarks.rig.processes import ROOT, wrk
 from tests.support.postgres import servers
 from tests.support.proxied import haproxy
-from tests.support.server import READY, Server, starting
+from tests.support.server import READY, Server, command, starting
 
 MODEL = ROOT / "models"
 COUNTS = (1, 2, 4)
@@ -47,8 +47,7 @@ def cpu(pids: list[int]) -> float:
 @contextlib.contextmanager
 def bare() -> Iterator[Server]:
     """A bare ASGI application, to show what the machine itself asks for more processes."""
-    program = [sys.executable, "-m", "benchmarks.rig.bare_asgi"]
-    server = Server(program, dict(os.environ))
+    server = Server(command(["benchmarks.rig.bare_asgi"], dict(os.environ)))
     try:
         yield server
     finally:

@@ -15,6 +15,7 @@ from service.commands import doctor
 from service.contract.bundle import load_bundle
 from service.graph import providers
 from service.graph import session as graph
+from service.process import stderr
 from service.settings import Settings
 from tests.support.server import ROOT, running, starting
 from tests.support.small_models import inputs, publish_model
@@ -151,6 +152,7 @@ def test_what_native_code_says_about_a_missing_library_is_the_reason_and_nothing
     why = providers.probe("cuda")
     assert "libcublasLt.so.13" in why
     assert "pip install 'priordial[service,cuda]'" in why
+    stderr.flush(60)  # a thread writes it
     assert capfd.readouterr().err == "another thread's line\n"
 
 

@@ -6,6 +6,7 @@ import sys
 import psutil
 import pytest
 
+from tests.support import server as servers
 from tests.support.server import ROOT, running
 from tests.support.small_models import IMAGE_FIELDS, image_model, publish_model
 
@@ -29,6 +30,12 @@ with tempfile.NamedTemporaryFile() as dump:
     libc.fclose(file)
     print(len(re.findall(rb"<heap ", dump.read())))
 """
+
+
+@pytest.fixture(autouse=True)
+def own_interpreter(monkeypatch):
+    """A forked process would also hold what the one before it has imported."""
+    monkeypatch.setattr(servers, "start_service", servers.command)
 
 
 def libraries(pid: int) -> str:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from service.process import stderr
 from service.process.exit_codes import HUNG
 from service.server.assembly.watchdog import Watchdog
 from tests.support.eventually import eventually, eventually_async
@@ -99,6 +100,7 @@ def watched(busy, *, end):
 def test_where_the_process_belongs_to_others_a_hang_turns_liveness_red_and_ends_nothing(capfd):
     watchdog, hung = watched(lambda: [("a graph call", 0.0)], end=None)
     assert "a graph call has run for" in hung
+    stderr.flush(60)  # a thread writes them
     assert "Thread" in capfd.readouterr().err, "the stacks are logged all the same"
     assert watchdog.hung is not None
 
