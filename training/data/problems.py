@@ -248,21 +248,29 @@ def _equal_texts(data: Dataset) -> Iterator[str]:
 
 
 def _long_texts(data: Dataset) -> Iterator[str]:
-    """Yield how many texts and categories the service would refuse."""
     for name, split in {"training": data.train, "val": data.val, "test": data.test}.items():
-        if split is None or data.kind not in {"text", "columns"}:
-            continue
-        long, longest = 0, 0
-        for column in _strings(split):
-            lengths = np.fromiter(map(len, column), np.int64, len(column))
-            long += int((lengths > MAX_TEXT_CHARACTERS).sum())
-            longest = max(longest, int(lengths.max(initial=0)))
-        if long:
-            yield (
-                f"{long:,} of {len(split):,} {name} texts have more than {MAX_TEXT_CHARACTERS:,} "
-                f"characters, the longest {longest:,}: the service refuses such texts, so shorten "
-                "these as you will shorten those"
-            )
+        if split is not None:
+            yield from long_texts(data.kind, name, split)
+
+
+def long_texts(kind: str, name: str, split: Split) -> Iterator[str]:
+    """Yield how many texts and categories of a split the service would refuse.
+
+    kind: of the data. name: of the split, as the message calls it.
+    """
+    if kind not in {"text", "columns"}:
+        return
+    long, longest = 0, 0
+    for column in _strings(split):
+        lengths = np.fromiter(map(len, column), np.int64, len(column))
+        long += int((lengths > MAX_TEXT_CHARACTERS).sum())
+        longest = max(longest, int(lengths.max(initial=0)))
+    if long:
+        yield (
+            f"{long:,} of {len(split):,} {name} texts have more than {MAX_TEXT_CHARACTERS:,} "
+            f"characters, the longest {longest:,}: the service refuses such texts, so shorten "
+            "these as you will shorten those"
+        )
 
 
 def _strings(split: Split) -> Iterator[NDArray[Any]]:

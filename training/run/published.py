@@ -21,6 +21,7 @@ from training.data.dataset import Dataset, ImageSpec, Known, Split, counts_of
 from training.data.feed import graph_inputs
 from training.data.image_files import ImageFiles
 from training.data.long_tail import shifted_rows
+from training.data.problems import long_texts
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
 from training.faults import BadData, WrongUse, nearest_class, say
@@ -132,7 +133,7 @@ class Published:
             say(f"{spec}: {note}")
         own = data.origin.get("sha256") in (None, self.known.sha256)
         if split is None and data.whole is not None and not own:
-            return data, self._own_classes(spec, data, data.whole)
+            return data, self._fitting(spec, data, data.whole, quiet=quiet)
         if split == "val" and own and self.bundle.provenance.get("refit"):
             raise WrongUse(
                 f"{spec}: the model was trained again on all rows, so none of its validation rows "
@@ -147,12 +148,18 @@ class Published:
             found = data.val or data.train
         if found is None or not len(found):
             raise WrongUse(f"{spec}: has no {split or 'test'} rows{_offered(data)}")
-        return data, self._own_classes(spec, data, found)
+        return data, self._fitting(spec, data, found, quiet=quiet)
 
     def say_which(self, data: Dataset, rows: Split, *, split: str | None) -> None:
         """Say that all rows of new data are used, if `rows` chose them."""
         if split is None and data.whole is not None and len(rows) == len(data.whole):
             say(f"{data.spec}: using all {len(rows):,} rows, as no split is named")
+
+    def _fitting(self, spec: str, data: Dataset, rows: Split, *, quiet: bool) -> Split:
+        """The rows with the labels of this model; says which texts the service would refuse."""
+        for note in () if quiet else long_texts(data.kind, "chosen", rows):
+            say(f"{spec}: {note}")
+        return self._own_classes(spec, data, rows)
 
     def _own_classes(self, spec: str, data: Dataset, split: Split) -> Split:
         if not data.labelled:

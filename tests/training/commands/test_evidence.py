@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.contract.bundle import load_bundle
+from tests.support.small_models import TEXT_FIELDS, publish_model, text_model
 
 
 def test_synthetic_writes_a_report_and_finds_the_adjusted_losses_near_bayes(command, tmp_path):
@@ -88,3 +89,15 @@ def test_calibrate_refuses_rows_that_lack_a_class(command, tmp_path):
     )
     assert code == 2
     assert "7 of 10 classes have no row" in reported
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "estimate", "calibrate"])
+def test_texts_that_the_service_would_refuse_are_named(command, tmp_path, verb):
+    publish_model(tmp_path / "models", "text", model=text_model(), **TEXT_FIELDS)
+    texts = np.array(["a " * 10_001, *["a", "b", "ö"] * 40])
+    np.savez(tmp_path / "own.npz", x_test=texts, y_test=np.array(["x", *["y", "z", "x"] * 40]))
+    _, _, reported = command(
+        verb, tmp_path / "models/text/1", "--data", f"npz:{tmp_path / 'own.npz'}"
+    )
+    expected = "of 121 chosen texts have more than 20,000 characters, the longest 20,002: the"
+    assert f"1 {expected}" in reported
