@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 from service.commands.messages import reason_of
 from service.contract.resources import CLOSED, flushed, open_standard_streams
+from service.process.allowance import too_little_memory
 from service.process.exit_codes import FAILED
 from service.server.startup import prepare_process
 
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["serve"]:
         prepare_process()  # before the imports below, which take a second
+        too_little = too_little_memory()
+        if too_little is not None:
+            return _failed(prog, too_little)
     elif not open_standard_streams():
         return _failed(prog, CLOSED)
     from service.contract.extras import missing_extra

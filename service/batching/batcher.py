@@ -25,7 +25,7 @@ from service.batching.work import (
     Work,
 )
 from service.graph.prior_table import PriorTable
-from service.process.threads import RAISE_LIMIT, is_no_thread
+from service.process.threads import is_no_thread, raise_limit
 
 logger = logging.getLogger(__name__)
 
@@ -353,7 +353,7 @@ class Batcher:
         """Run a short batch here, as the system allows no thread for the graph, or refuse all that
         wait. The next batch tries again.
         """
-        reason = f"no thread can be started for the graph; {RAISE_LIMIT}"
+        reason = f"no thread can be started for the graph; {raise_limit()}"
         if not self._lacks_thread:
             self._lacks_thread = True
             logger.warning(

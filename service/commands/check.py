@@ -4,7 +4,7 @@ serve.
 
 from collections.abc import Iterator
 
-from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
+from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure, open_to_others
 from service.api.edge.keys import InvalidKeys, parse_key_setting
 from service.commands import findings
 from service.commands.findings import Finding
@@ -53,6 +53,9 @@ def _access(settings: Settings) -> Iterator[Finding]:
     else:
         roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
         yield bool(roles), "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
+        risky = None if settings.keys is None else open_to_others(settings.keys)
+        if risky is not None:
+            yield None, "keys", risky
     try:
         check_exposure(
             settings.host,

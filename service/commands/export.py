@@ -202,14 +202,14 @@ def _exists(url: str) -> bool:
 def _folder(path: Path) -> Path:
     """The folder of a version: the one that the path names, or the newest of the model it names."""
     if is_version(path.name) and not versions(path):
-        return path.resolve()
+        return Path(os.path.realpath(path))  # unlike resolve(), it takes a loop of links
     found = versions(path)
     if not found:
         raise NotExported(
             f"{path} is not a model folder{nearest_path(path)}; expected models/NAME or "
             "models/NAME/VERSION"
         )
-    return (path / str(found[-1])).resolve()
+    return Path(os.path.realpath(path / str(found[-1])))
 
 
 def _composed(

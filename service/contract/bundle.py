@@ -284,13 +284,27 @@ def is_version(folder_name: str) -> bool:
 def versions(model_folder: Path) -> list[int]:
     """The versions published in a model's folder, oldest first; none if there is no such folder.
 
+    A link that leads nowhere or to itself counts, so that its load says what is wrong with it.
     Raises OSError for a folder that cannot be listed.
     """
     try:
-        found = [e.name for e in model_folder.iterdir() if is_version(e.name) and e.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
+        found = [
+            entry.name
+            for entry in model_folder.iterdir()
+            if is_version(entry.name) and (entry.is_dir() or _leads_nowhere(entry))
+        ]
+    except NotADirectoryError:
+        return []
+    except FileNotFoundError:
+        if _leads_nowhere(model_folder):
+            raise
         return []
     return sorted(map(int, found))
+
+
+def _leads_nowhere(entry: Path) -> bool:
+    """Whether an entry of a folder is a link whose target is missing, or which leads to itself."""
+    return entry.is_symlink() and not entry.exists()
 
 
 def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
@@ -308,8 +322,9 @@ def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
             found[entry.name] = versions(entry)
         except OSError as error:
             if _NAME.fullmatch(entry.name):  # lost+found of a mounted disk, for one, is no model
+                link = f", a link to '{entry.readlink()}'" if entry.is_symlink() else ""
                 unreadable[entry.name] = (
-                    f"{entry}: {error.strerror}; expected a folder that this user can read"
+                    f"{entry}{link}: {error.strerror}; expected a folder that this user can read"
                 )
     return {name: numbers for name, numbers in found.items() if numbers}, unreadable
 
@@ -350,6 +365,11 @@ def load_bundle(folder: Path) -> Bundle:
             )
         bundle = parse_bundle(manifest.read_bytes(), where=str(manifest))
     except OSError as error:
+        if _leads_nowhere(folder):
+            raise InvalidBundle(
+                f"{folder}: a link to '{folder.readlink()}', which leads to no folder; link it "
+                "to a published version, or remove it"
+            ) from error
         raise InvalidBundle(
             f"{manifest}: {error.strerror}; expected a file that this user can read"
         ) from error

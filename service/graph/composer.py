@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.graph.foreign import UnsupportedGraph
-from service.process.threads import RAISE_LIMIT
+from service.process.threads import is_no_process, raise_limit
 
 COMPOSE_SECONDS = 120
 SHARED_SECONDS = 0.5
@@ -32,16 +32,18 @@ class Composer:
     def __init__(self) -> None:
         """Start the process; it is ready for the first job when it has imported onnx.
 
-        Raises UnsupportedGraph where the system allows no more processes.
+        Raises UnsupportedGraph where the system allows no more processes or memory.
         """
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service.graph.composer"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        except BlockingIOError as error:
+        except OSError as error:
+            if not is_no_process(error):
+                raise
             raise UnsupportedGraph(
-                f"no process can be started to read its graph: {error}; {RAISE_LIMIT}"
+                f"no process can be started to read its graph: {error}; {raise_limit()}"
             ) from None
         self._late = False
         self.ended = False
@@ -122,9 +124,9 @@ _shared = _Shared()
 def start_early() -> None:
     """Start the process that the next loads share, so that it imports while this one does.
 
-    Where none can be started, as without free descriptors, each load tries by itself.
+    Where none can be started, as without free descriptors or processes, each load tries by itself.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnsupportedGraph):
         _shared.start()
 
 

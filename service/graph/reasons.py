@@ -4,6 +4,8 @@ import re
 
 import onnxruntime as ort
 
+from service.process.threads import raise_limit
+
 _PREAMBLES = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "),
     re.compile(r"Load model from .*? failed: ?"),
@@ -37,6 +39,10 @@ _WHOSE_OPERATORS = {
     "Solve": "skl2onnx writes it for a Gaussian process: export another classifier, such as an SVC "
     "in CalibratedClassifierCV",
 }
+_NO_MEMORY = re.compile(
+    r"bad_alloc|bad allocation|[Ff]ailed to allocate memory|[Cc]annot allocate memory|"
+    r"out of memory|pthread_create failed"
+)
 _NO_NEIGHBOUR = re.compile(
     r"its node ArrayFeatureExtractor\b.*index is out of range: Y\[\d+\] \(-1\)"
 )
@@ -70,9 +76,19 @@ def remedy_of_rows(why: str) -> str:
     )
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether onnxruntime had no memory, or no thread, for what it was asked: no fault of that."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
 def refusal(error: Exception) -> str:
     """Why onnxruntime cannot open a file, and what to do."""
     message = (str(error).strip().splitlines() or [""])[0]
+    if lacks_memory(error):
+        return (
+            f"onnxruntime has no memory or thread left for it: {first_line(error).rstrip('.')}; "
+            f"{raise_limit()}"
+        )
     return (
         _too_new(message)
         or _no_operator(message)

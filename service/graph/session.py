@@ -30,7 +30,7 @@ from service.graph.providers import (
     open_session,
     resolve_provider,
 )
-from service.graph.reasons import refusal
+from service.graph.reasons import first_line, lacks_memory, refusal
 
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -191,7 +191,7 @@ class Graph:
 
         generation: changes whenever the table does; a device reuses its copy of the rows until
         then. full: also return the three [n, C] outputs. with_logits: of these, only the logits.
-        Raises whatever onnxruntime raises.
+        Raises whatever onnxruntime raises, and MemoryError where it has no memory.
         """
         rows, features = len(inputs), None
         if self.familiarity is not None:
@@ -212,12 +212,17 @@ class Graph:
         if self.has_choice:
             feeds[head.BY_BLOCKS] = _YES if self._by_blocks(len(inputs), top_k) else _NO
         names = self._all if full else self._with_logits if with_logits else self._ranked
-        if self._bound:
-            found = self._run_bound(session, feeds, prior_table, generation, names)
-        else:
-            feeds[head.PRIOR_TABLE] = prior_table
-            # Without the checks of `InferenceSession.run`: they cost a lone row 3 % of its time.
-            found = session._sess.run(names, feeds, self._options)  # noqa: SLF001
+        try:
+            if self._bound:
+                found = self._run_bound(session, feeds, prior_table, generation, names)
+            else:
+                feeds[head.PRIOR_TABLE] = prior_table
+                # Without the checks of `InferenceSession.run`: 3 % of the time of a lone row.
+                found = session._sess.run(names, feeds, self._options)  # noqa: SLF001
+        except Exception as error:
+            if lacks_memory(error):
+                raise MemoryError(first_line(error)) from error
+            raise
         if size is not None:
             found = [values[:rows] for values in found]
         more = [*found[4:], None, None, None]

@@ -137,6 +137,8 @@ class Feed:
         """When the poll in progress began; None between two polls."""
         self._read_trouble: StoreUnavailable | None = None
         self._write_trouble: StoreUnavailable | None = None
+        self._ended = asyncio.Event()
+        self._started = False
         self._damaged: dict[int, StoredRevision] = {}
         self._models = "{}"
         self._reported: WorkerReport | None = None
@@ -151,9 +153,8 @@ class Feed:
         """
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
-        self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="prior-feed", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="prior-feed", daemon=True).start()
+        self._started = True
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self._first)
@@ -165,6 +166,8 @@ class Feed:
 
     async def stop(self, *, seconds: float) -> None:
         """Let the thread end. It may hang in the store, so this waits for at most `seconds`."""
+        if not self._started:
+            return
         self._stopping = True
         self._woken.set()
         with suppress(TimeoutError):

@@ -1,19 +1,32 @@
-"""What the system lets this process use: processor time, the size and number of files (ulimit -t,
--f, -n).
+"""What the system lets this process use: processor time, memory, the size and number of files
+(ulimit -t, -v, -d, -f, -n).
 
 By default, a process that has used up its processor time ends without a word: with SIGXCPU at the
 soft limit, or with SIGKILL at the hard one.
 """
 
+import re
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 NOTICE_SECONDS = 5
 """Seconds of processor time that are kept for ending well before the hard limit."""
 
 LEAST_FILES = 64
 """A start with fewer open files stops somewhere in a library, which may then wait for ever."""
+
+_MIB = 2**20
+_STACK_BYTES = 8 * _MIB
+"""What a thread reserves where the stack has no limit of its own; glibc then takes less."""
+_MEMORY = (
+    (resource.RLIMIT_AS, "VmSize", "ulimit -v", 400 * _MIB),
+    (resource.RLIMIT_DATA, "VmData", "ulimit -d", 192 * _MIB),
+)
+"""Limits on memory: their line in /proc/self/status, their command, and the least for a start.
+With less, libraries end the process while they are imported, by a signal or without a reason.
+"""
 
 
 def heed_processor_time(spent: Callable[[], object]) -> None:
@@ -43,6 +56,59 @@ def too_few_files() -> str | None:
         f"the system lets this process open {soft} files; expected at least {LEAST_FILES}, and one "
         "more for each connection: raise the limit (ulimit -n)"
     )
+
+
+def too_little_memory() -> str | None:
+    """Why a service cannot start within the limits on memory; None where they suffice."""
+    for soft, _, command, least in _memory_limits():
+        if soft < least:
+            return (
+                f"the system lets this process use {soft // _MIB} MiB of memory ({command}); "
+                f"expected at least {least // _MIB} MiB, and more for large models or many "
+                f"processors: raise the limit ({command})"
+            )
+    return None
+
+
+def memory_limit(more_bytes: int | None = None) -> str | None:
+    """The limit on memory that leaves no room for so many more bytes, with what to do; None
+    where there is room.
+
+    more_bytes: None for those that a further thread takes for its stack.
+    """
+    if more_bytes is None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        more_bytes = _STACK_BYTES if soft == resource.RLIM_INFINITY else soft
+    for soft, used, command, _ in _memory_limits():
+        if used + more_bytes > soft:
+            return (
+                f"raise its limit of memory: {command} is {soft // 1024} KiB, and "
+                f"{used // 1024} KiB of it are used"
+            )
+    return None
+
+
+def memory_limits() -> str:
+    """The limits on memory that are set, as "ulimit -v is 400000 KiB"; empty without any."""
+    return ", ".join(f"{command} is {soft // 1024} KiB" for soft, _, command, _ in _memory_limits())
+
+
+def _memory_limits() -> Iterator[tuple[int, int, str, int]]:
+    """Yield each limit that is set: its bytes, those that are used, its command and the least."""
+    for limit, line, command, least in _MEMORY:
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            yield soft, _used(line), command, least
+
+
+def _used(line: str) -> int:
+    """Bytes that a line of /proc/self/status names; 0 where there is no such file."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    found = re.search(rf"^{line}:\s+([0-9]+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def file_limit() -> str | None:

@@ -6,6 +6,7 @@ another one in its place, and daemon threads let the process exit while a call s
 
 import asyncio
 import contextlib
+import errno
 import sys
 import threading
 import time
@@ -15,13 +16,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from service.process.allowance import memory_limit, memory_limits
+
 T = TypeVar("T")
 
-RAISE_LIMIT = (
+_RAISE_LIMIT = (
     "raise its limit of processes and threads (docker run --pids-limit, podPidsLimit of the "
     "kubelet, ulimit -u)"
 )
-"""What to do where the system lets this service start no more threads."""
+_LARGE_BYTES = 64 * 2**20
+"""A limit on memory is named as the reason of a MemoryError where it leaves less than this."""
 _NO_THREAD = "can't start new thread"
 """The message of Python's RuntimeError where the system allows no more threads."""
 
@@ -29,6 +33,33 @@ _NO_THREAD = "can't start new thread"
 def is_no_thread(error: BaseException) -> bool:
     """Whether an error says that the system allows no more threads."""
     return isinstance(error, RuntimeError) and str(error) == _NO_THREAD
+
+
+def is_no_process(error: BaseException) -> bool:
+    """Whether an error of starting a process says that the system allows no more."""
+    return isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM)
+
+
+def raise_limit() -> str:
+    """What to do where the system lets this service start no more threads or processes.
+
+    A thread also takes memory for its stack, and its error is the same where that is refused.
+    """
+    full = memory_limit()
+    if full is not None:
+        return full
+    limits = memory_limits()  # by now, memory may have been freed
+    return f"{_RAISE_LIMIT}, or of memory ({limits})" if limits else _RAISE_LIMIT
+
+
+def told(error: BaseException) -> str:
+    """The words of an error of work that this process did; of threads and memory, what to do."""
+    if is_no_thread(error) or is_no_process(error):
+        return f"{error}; {raise_limit()}"
+    if isinstance(error, MemoryError):
+        advice = memory_limit(_LARGE_BYTES) or "give the service more memory, or smaller models"
+        return f"no memory is left for it; {advice}"
+    return str(error) or type(error).__name__
 
 
 class TooManyWait(RuntimeError):
@@ -187,7 +218,7 @@ class Threads:
                     self._waiting.pop()
                     self.bytes -= size
                     raise TooManyWait(
-                        f"no thread can be started for it: {error}; {RAISE_LIMIT}"
+                        f"no thread can be started for it: {error}; {raise_limit()}"
                     ) from None
         return job
 

@@ -81,4 +81,5 @@ def size_of(folders: Iterable[Path]) -> int:
         SESSION_BYTES
         + FILE_FACTOR * sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         for folder in folders
+        if folder.is_dir()  # else a link that leads nowhere
     )

@@ -18,6 +18,7 @@ from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import SERVICE, ModelOrder, Wish, WorkerModel
 from service.priors.revisions import StoreUnavailable
 from service.process.machine import return_memory
+from service.process.threads import told
 from service.repository.folder import ModelFolder
 from service.repository.loads import Loads, first_of, tell
 from service.repository.on_demand import ModelRests, OnDemand, UnknownModel
@@ -479,12 +480,13 @@ class Repository:
                 chosen[version] = load.result()()
                 self.faults.pop((name, version), None)
             except Exception as error:  # noqa: BLE001 - a bad version must not stop the others
-                self.faults[name, version] = f"{error}"
+                reason = told(error)
+                self.faults[name, version] = reason
                 logger.error(  # noqa: TRY400
                     "load of %s/%d failed: %s; %s; correct this, then load the model again",
                     name,
                     version,
-                    error,
+                    reason,
                     _still_serving(current),
                 )
         if chosen or name in self._loaded:

@@ -57,7 +57,6 @@ WILL_NOT_START = (
     NothingToServe,
     TracesUnavailable,
 )
-_NO_THREAD = f"the system lets this service start no more threads; {threads.RAISE_LIMIT}"
 BACKLOG = 2048
 _SPARE_THREADS = 4
 """Threads of the loop's executor beside one for each processor, as asyncio has them."""
@@ -81,7 +80,7 @@ def serve_alone(settings: Settings, listener: socket.socket) -> int:
         except RuntimeError as error:
             if not threads.is_no_thread(error):
                 raise
-            status = refuse(_NO_THREAD)
+            status = refuse(_no_thread())
     return _left(status)
 
 
@@ -130,7 +129,7 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
         except RuntimeError as error:
             if not threads.is_no_thread(error):
                 raise
-            await link.refuse(_NO_THREAD)
+            await link.refuse(_no_thread())
             return FAILED
         except ModuleNotFoundError as error:
             advice = missing_extra(error, first="serve")
@@ -142,6 +141,10 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
             link.close()
 
     return _left(_run(go()))
+
+
+def _no_thread() -> str:
+    return f"the system lets this service start no more threads; {threads.raise_limit()}"
 
 
 def _left(status: int) -> int:

@@ -1,6 +1,7 @@
 """All settings: their names, defaults, ranges and help."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,18 +247,22 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse wrong values. Raises InvalidSetting, which names the flag."""
         for item in dataclasses.fields(self):
-            value, meta = getattr(self, item.name), item.metadata
-            flag = flag_of(item.name)
-            if "choices" in meta and value not in meta["choices"]:
-                raise InvalidSetting(
-                    f"{flag} is '{value}'; expected {', '.join(meta['choices'])}"
-                    f"{did_you_mean(value, meta['choices'])}"
-                )
-            if "low" in meta and not meta["low"] <= value <= meta["high"]:
-                raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
-            if "least" in meta and 0 < value < meta["least"]:
-                raise InvalidSetting(
-                    f"{flag} is {value}; expected 0, or {meta['least']} to {meta['high']}"
-                )
+            check_range(flag_of(item.name), getattr(self, item.name), item.metadata)
         check_together(vars(self), {item.name: item.default for item in dataclasses.fields(self)})
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+
+
+def check_range(name: str, value: Any, meta: Mapping[str, Any]) -> None:
+    """Raise InvalidSetting for a value that its field does not allow, whatever the others are.
+
+    name: as the user gave it. meta: of the field.
+    """
+    if "choices" in meta and value not in meta["choices"]:
+        raise InvalidSetting(
+            f"{name} is '{value}'; expected {', '.join(meta['choices'])}"
+            f"{did_you_mean(value, meta['choices'])}"
+        )
+    if "low" in meta and not meta["low"] <= value <= meta["high"]:
+        raise InvalidSetting(f"{name} is {value}; expected {meta['low']} to {meta['high']}")
+    if "least" in meta and 0 < value < meta["least"]:
+        raise InvalidSetting(f"{name} is {value}; expected 0, or {meta['least']} to {meta['high']}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.nearest import did_you_mean
-from service.settings.fields import Settings
+from service.settings.fields import Settings, check_range
 from service.settings.names import PREFIX, InvalidSetting, flag_of, variable_of
 
 _LIKE_THE_PREFIX = 0.85
@@ -95,6 +95,8 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
     given_as: dict[str, str] = {}
     for item in dataclasses.fields(Settings):
         raw, name = flags.get(item.name), flag_of(item.name)
+        if raw is not None:
+            _check_overridden(item, environment)
         for variable in (variable_of(item.name), *_PLATFORMS.get(item.name, ())):
             if raw is None and variable in environment:
                 raw, name = environment[variable], variable
@@ -109,6 +111,17 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
             r"--[a-z][a-z0-9-]*", lambda flag: given_as.get(flag[0], flag[0]), f"{error}"
         )
         raise InvalidSetting(named) from None
+
+
+def _check_overridden(item: "dataclasses.Field[Any]", environment: Mapping[str, str]) -> None:
+    """Refuse a wrong value of a variable that a flag overrides: without the flag, it would stop
+    the next start. Raises InvalidSetting.
+    """
+    variable = variable_of(item.name)
+    raw = environment.get(variable)
+    if raw is None or (raw == "" and item.metadata.get("may_be_empty", False)):
+        return
+    check_range(variable, _parsed(raw, item.type, variable), item.metadata)
 
 
 def read_store(flag: str | None, environment: Mapping[str, str]) -> str:

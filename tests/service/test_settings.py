@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -394,3 +395,19 @@ def test_an_unknown_flag_of_a_verb_is_refused_with_the_nearest_of_that_verb(caps
         main(line)
     (told,) = [each for each in capsys.readouterr().err.splitlines() if "error: " in each]
     assert told.endswith(f"{' '.join(line[-2:])}{near}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "raw", "flag", "words"),
+    [
+        ("PRIORDIAL_PORT", "eighty", {"port": "0"}, "PRIORDIAL_PORT is 'eighty'; expected a whole"),
+        ("PRIORDIAL_PORT", "99999", {"port": "0"}, "PRIORDIAL_PORT is 99999; expected 0 to"),
+        ("PRIORDIAL_PROVIDER", "gpu", {"provider": "cpu"}, "PRIORDIAL_PROVIDER is 'gpu'; expected"),
+        ("PRIORDIAL_WORKERS", "", {"workers": "2"}, "PRIORDIAL_WORKERS is empty"),
+    ],
+)
+def test_a_wrong_variable_is_refused_although_a_flag_overrides_it(variable, raw, flag, words):
+    """Else it would stop the first start without the flag."""
+    with pytest.raises(InvalidSetting, match=re.escape(words)):
+        read_settings(flag, {variable: raw})
+    assert read_settings(flag, {variable: next(iter(flag.values()))})

@@ -52,6 +52,24 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def open_to_others(file: Path) -> str | None:
+    """Why others than its owner could put keys into a list, with what to do; None if they cannot.
+
+    A folder in which others may replace the file is as open as the file, unless it is sticky.
+    """
+    for path, what in ((file, "list of keys"), (file.parent, "folder of the list of keys")):
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            return None
+        if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+            return (
+                f"the {what} '{path}' can be written by every user of this machine, who could add "
+                f"a key of any role; take the right away: chmod o-w '{path}'"
+            )
+    return None
+
+
 class Access:
     """Checks API keys. Without any, every caller has all rights under the name `anonymous`."""
 
@@ -67,6 +85,10 @@ class Access:
         self._checked_at = time.monotonic()
         self._buckets: dict[bytes, _Bucket] = {}
         self._keys = self._fixed if file is None else [*self._fixed, *self._read(file)]
+        if file is not None:
+            risky = open_to_others(file)
+            if risky is not None:
+                log.warning("%s", risky)
         if file is not None and not self._keys:
             log.warning(
                 "%s has no key, so nobody can use the service; add one with `python -m service key "

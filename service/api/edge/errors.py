@@ -11,7 +11,7 @@ from service.contract.members import body
 from service.evaluate import feedback
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
-from service.process.threads import RAISE_LIMIT, is_no_thread
+from service.process.threads import is_no_thread, raise_limit
 from service.repository import on_demand, order_book, repository
 from service.wire import faults
 
@@ -126,7 +126,6 @@ def kinds() -> Mapping[type[Exception], str]:
 _NO_MEMORY = (
     "the machine has no memory left for this request; send it again later, or send fewer rows"
 )
-_NO_THREAD = f"no thread can be started for this request; {RAISE_LIMIT}"
 _KINDS = kinds()
 _RETRY = {"overloaded", "unavailable"}
 
@@ -141,7 +140,8 @@ def problem_of(error: Exception) -> Problem:
         return error
     kind = next((_KINDS[each] for each in type(error).__mro__ if each in _KINDS), None)
     if is_no_thread(error):
-        return Problem("unavailable", _NO_THREAD, headers={"Retry-After": "1"})
+        reason = f"no thread can be started for this request; {raise_limit()}"
+        return Problem("unavailable", reason, headers={"Retry-After": "1"})
     if kind is None:
         return Problem(
             "internal", "the service failed; the log has the cause under this request's id"

@@ -33,7 +33,7 @@ from service.priors.shift.history import History
 from service.priors.shift.stream import Stream, estimate_of
 from service.priors.store.kept import KeptState
 from service.process.slices import decoded, stored_json
-from service.process.threads import RAISE_LIMIT
+from service.process.threads import raise_limit
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class ShiftWatch:
         try:
             last.start()
         except RuntimeError as error:
-            logger.warning("the class mix is not stored at the end: %s; %s", error, RAISE_LIMIT)
+            logger.warning("the class mix is not stored at the end: %s; %s", error, raise_limit())
         else:
             last.join(STOP_SECONDS)
 

@@ -42,6 +42,9 @@ _SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
 
 _ADVICE: dict[StoreTrouble, str] = {
     "away": "check --store, and that this user can reach it",
+    "full": "free space on the disk of the store",
+    "slow": "try again; if it stays, end what holds or delays the store",
+    "corrupt": "restore the store from a backup",
     "read-only": "give this user the right to write to it (of a file, to its folder too)",
 }
 

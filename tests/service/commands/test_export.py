@@ -147,6 +147,13 @@ def test_a_link_that_leads_to_itself_is_refused(tmp_path, export):
     assert (status, "a link that leads to itself; name another file" in err) == (2, True), err
 
 
+def test_a_version_that_is_a_link_to_itself_is_told(tmp_path, export):
+    folder = publish_model(tmp_path / "models").parent
+    (folder / "2").symlink_to("2")
+    status, _, err = export(folder)
+    assert (status, "a link to '2', which leads to no folder" in err) == (1, True), err
+
+
 def test_what_the_system_refuses_is_told_with_the_place_and_what_to_do(tmp_path, export):
     (tmp_path / "file").write_text("")
     status, _, err = export(publish_model(tmp_path / "models").parent, out="file/m.onnx")

@@ -1,5 +1,6 @@
 """Graphs are composed in another process, which a start shares and which costs itself alone."""
 
+import errno
 import os
 import signal
 
@@ -77,4 +78,17 @@ def test_where_no_process_can_be_started_early_a_load_starts_its_own(file, monke
 def test_a_file_that_takes_too_long_is_refused_and_named(file, monkeypatch):
     monkeypatch.setattr(composer, "COMPOSE_SECONDS", 0)
     with pytest.raises(UnsupportedGraph, match=r"model\.onnx: took over 0 s to read"):
+        composed(file)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_a_start_for_which_no_process_can_be_started_leaves_it_to_the_loads(
+    file, monkeypatch, number
+):
+    def none_left(*_arguments, **_more):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(composer.subprocess, "Popen", none_left)
+    composer.start_early()
+    with pytest.raises(UnsupportedGraph, match=r"no process can be started .* raise its limit"):
         composed(file)

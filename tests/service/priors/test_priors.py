@@ -634,3 +634,10 @@ def test_a_deletion_ends_the_use_of_everything_before_it(order):
     held = advance(EMPTY, order)["pets", "default"]
     assert held.newest.deleted
     assert held.fitting == {}
+
+
+def test_priors_whose_start_never_came_to_the_store_can_be_stopped(tmp_path):
+    async def scenario():
+        await Priors(open_store(f"sqlite:///{tmp_path}/p.db")).stop()
+
+    run(scenario())

@@ -1,10 +1,15 @@
 """What the system does not allow is told before it is met."""
 
+import errno
 import resource
+import subprocess
+import sys
 
 import pytest
 
 from service.process.allowance import LEAST_FILES, too_few_files
+from service.process.threads import told
+from tests.support.server import ROOT
 
 
 @pytest.fixture
@@ -26,3 +31,38 @@ def test_fewer_open_files_than_a_start_needs_are_told_with_the_remedy(open_files
     open_files(LEAST_FILES - 1)
     assert "open 63 files; expected at least 64" in too_few_files()
     assert "ulimit -n" in too_few_files()
+
+
+def limited(script, *limits):
+    """What a script prints in a process of its own with these limits of prlimit."""
+    command = ["prlimit", *limits, sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("limit", "command"), [("as", "ulimit -v"), ("data", "ulimit -d")])
+def test_a_start_with_too_little_memory_is_one_line_that_names_the_limit(limit, command):
+    script = "import sys; from service.__main__ import main; sys.exit(main(['serve']))"
+    (line,) = limited(script, f"--{limit}={150 * 2**20}").splitlines()
+    assert f"use 150 MiB of memory ({command}); expected at least" in line
+
+
+def test_a_thread_that_finds_no_memory_is_told_with_that_limit_and_not_with_one_of_threads():
+    script = (
+        "import threading\n"
+        "from service.process.threads import told\n"
+        "try:\n"
+        "    for _ in range(64):\n"
+        "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "except RuntimeError as error:\n"
+        "    print(told(error), flush=True)\n"
+        "import os; os._exit(0)\n"
+    )
+    told = limited(script, f"--as={200 * 2**20}")
+    assert "can't start new thread; raise its limit of memory: ulimit -v is 204800 KiB" in told
+
+
+def test_an_error_without_words_is_told_all_the_same():
+    assert told(MemoryError()).startswith("no memory is left for it; ")
+    assert told(KeyError()) == "KeyError"
+    assert "ulimit -u" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"))

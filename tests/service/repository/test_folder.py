@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from service.contract.bundle import InvalidBundle, load_bundle
 from service.repository.folder import ModelFolder
 from service.repository.on_demand import UnknownModel
 from tests.support.small_models import publish_model
@@ -40,6 +41,26 @@ def test_a_model_whose_folder_cannot_be_listed_is_told_and_costs_no_other(folder
     assert reason.endswith("expected a folder that this user can read")
     with pytest.raises(UnknownModel, match=re.escape(reason)):
         folder.check("loop")
+
+
+@pytest.mark.parametrize("target", ["2", "nowhere", "../.."])
+def test_a_version_that_is_a_link_is_loaded_or_says_what_is_wrong_with_it(folder, target):
+    link = folder.version("linear", 2)
+    link.symlink_to(target)
+    assert folder.versions("linear") == [1, 2]
+    with pytest.raises(InvalidBundle) as refused:
+        load_bundle(link)
+    if target != "../..":
+        told = f"{link}: a link to '{target}', which leads to no folder; link it to"
+        assert str(refused.value).startswith(told)
+    assert folder.loaded_bytes("linear", [1, 2]) >= folder.loaded_bytes("linear", [1])
+
+
+def test_a_model_that_is_a_link_to_nothing_is_told(folder):
+    (folder.path / "mounted").symlink_to("/nowhere/mounted")
+    reason = folder.unreadable()["mounted"]
+    assert "mounted, a link to '/nowhere/mounted': No such file or directory" in reason
+    assert folder.names() == ["linear"]
 
 
 @pytest.mark.parametrize("name", ["01", "v1", "1.0"])

@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-from service.api.edge.access import MAX_LIST_BYTES, Access, ExposedWithoutKeys, check_exposure
+from service.api.edge.access import (
+    MAX_LIST_BYTES,
+    Access,
+    ExposedWithoutKeys,
+    check_exposure,
+    open_to_others,
+)
 from service.api.edge.errors import Problem
 from service.api.edge.keys import InvalidKeys, make_key, parse_key_setting, parse_keys
 from service.observe.log import ANONYMOUS
@@ -182,3 +188,21 @@ def test_a_list_that_becomes_a_pipe_leaves_the_previous_keys(tmp_path, monkeypat
     os.mkfifo(file)
     monkeypatch.setattr("service.api.edge.access._REREAD_SECONDS", 0.0)
     assert access.check(bearer(secret), "observe") == "me"
+
+
+def test_a_list_that_every_user_could_add_keys_to_is_told(tmp_path, caplog):
+    file = tmp_path / "keys"
+    file.write_text(make_key("one", ["predict"])[1].line())
+    tmp_path.chmod(0o755)
+    for mode in (0o600, 0o644, 0o660):
+        file.chmod(mode)
+        assert open_to_others(file) is None
+    file.chmod(0o666)
+    Access(file=file)
+    assert "can be written by every user of this machine" in caplog.text
+    assert f"chmod o-w '{file}'" in caplog.text
+    file.chmod(0o600)
+    tmp_path.chmod(0o777)
+    assert f"the folder of the list of keys '{tmp_path}'" in open_to_others(file)
+    tmp_path.chmod(0o1777)  # as Kubernetes mounts a Secret: others may not replace the file
+    assert open_to_others(file) is None
