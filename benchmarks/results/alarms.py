@@ -1,21 +1,25 @@
 """How often streams are refused as `not_explained`: true mixes of the classes, and broken inputs.
 
 python -m benchmarks.results.alarms [--model models/fashion/2 --data fashion-mnist]
-    [--broken FILE.npz] [--draws 110]
-python -m benchmarks.results.alarms --thin [--draws 10]
+    [--broken FILE.npz] [--draws 110] [--rows 2000]
+python -m benchmarks.results.alarms --thin [--draws 10] [--rows 2000]
 
-Six class mixes, with `--draws` streams of 2,000 rows of the test split each, are true label shift.
+Six class mixes, with `--draws` streams of `--rows` of the test split each, are true label shift.
 In other streams some rows are of no class. For images these are 20 % that are blurred, 10 % noise
 or 10 % digits. `--broken` names a file with arrays of other inputs instead, and 10 and 20 % of each
 are tried. `by misfit alone` counts the streams that the test of the sketch refuses, whatever else
 the verdict rests on, such as a split with too few rows of a class.
 
 `--thin` needs no model. It makes sets of 58 Gaussians with a long tail, and calibrates logistic
-regressions on splits with 1 to 20 rows of the rarest class. It prints the verdicts that there would
-be without the rule that a class needs 20 rows, and how many shares the intervals hold.
+regressions on splits with 1 to 100 rows of the rarest class. It prints the verdicts that there
+would be without the rule that a class needs 20 rows, and how many shares the intervals hold. In
+broken streams 10 % of the rows are wide noise, or 20 % have inputs of 0.6 times their size.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,14 +29,20 @@ from benchmarks.results.coverage import long_tail
 from benchmarks.results.shift import TARGETS, Scored, drawn, mix_of, scored
 from service.contract.adjustment import Vector
 from service.contract.shift import verdict
-from service.contract.shift.verdict import REFUSED_BELOW, SMALLEST_MISFIT, Assessment, assess
+from service.contract.shift.verdict import (
+    REFUSED_BELOW,
+    SEES_LITTLE,
+    SMALLEST_MISFIT,
+    Assessment,
+    assess,
+)
 from training.data.dataset import Split
 from training.run.published import Published
 from training.scores.source import measure
 
 WRONG = "not_explained"
 ROWS = 2_000
-THIN = (1, 2, 5, 10, 20)
+THIN = (1, 2, 5, 10, 20, 100)
 """Validation rows of the rarest class."""
 THIN_CLASSES, THIN_FEATURES, THIN_SETS = 58, 24, 3
 
@@ -44,17 +54,20 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--broken", type=Path)
     parser.add_argument("--draws", type=int, default=110)
+    parser.add_argument("--rows", type=int, nargs="+", default=[ROWS])
     parser.add_argument("--thin", action="store_true")
     options = parser.parse_args()
     if options.thin:
-        thin_splits(draws=options.draws)
+        thin_splits(draws=options.draws, sizes=options.rows)
         return
     others = (
         broken(options.model, options.data)
         if options.broken is None
         else other_inputs(options.model, options.data, options.broken)
     )
-    alarms(scored(options.model, options.data), others, draws=options.draws)
+    case = scored(options.model, options.data)
+    for rows in options.rows:
+        alarms(case, others, draws=options.draws, rows=rows)
 
 
 def other_inputs(folder: Path, spec: str, file: Path) -> dict[str, tuple[float, Vector]]:
@@ -107,17 +120,19 @@ def broken(folder: Path, spec: str) -> dict[str, tuple[float, Vector]]:
     }
 
 
-def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int) -> None:
-    """Print how often streams of ROWS rows are refused as not explained by any mix."""
+def alarms(
+    case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int, rows: int = ROWS
+) -> None:
+    """Print how often streams of so many rows are refused as not explained by any mix."""
     logits, labels, _, counts, *_ = case
     f, y = logits["test"], labels["test"]
-    print(f"refused as not_explained, n = {ROWS}, {draws} draws a target")
+    print(f"refused as not_explained, n = {rows}, {draws} draws a target")
     total = alone = 0
     for target in TARGETS[:6]:
         found = []
         for draw in range(draws):
             rng = np.random.default_rng([3, draw, len(target)])
-            found.append(judged(f[drawn(y, mix_of(target, counts, rng), ROWS, rng)], case))
+            found.append(judged(f[drawn(y, mix_of(target, counts, rng), rows, rng)], case))
         alarm, misfit = refused(found), sum(unexplained(each, case) for each in found)
         total, alone = total + alarm, alone + misfit
         print(f"  label shift, {target}: {alarm} of {draws}; by misfit alone {misfit}", flush=True)
@@ -131,14 +146,14 @@ def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int)
             rng = np.random.default_rng([4, draw, len(name)])
             target = ("training", "uniform", "reversed")[draw % 3]
             mix = mix_of(target, counts, rng)
-            rows = f[drawn(y, mix, ROWS, rng)]
-            changed = rng.choice(ROWS, int(share * ROWS), replace=False)
+            stream = f[drawn(y, mix, rows, rng)]
+            changed = rng.choice(rows, int(share * rows), replace=False)
             if "blurred" in name:
-                own = drawn(y, mix, ROWS, rng)
-                rows[changed] = broken_rows[own[: len(changed)]]
+                own = drawn(y, mix, rows, rng)
+                stream[changed] = broken_rows[own[: len(changed)]]
             else:
-                rows[changed] = broken_rows[rng.integers(len(broken_rows), size=len(changed))]
-            seen.setdefault(target, []).append(judged(rows, case))
+                stream[changed] = broken_rows[rng.integers(len(broken_rows), size=len(changed))]
+            seen.setdefault(target, []).append(judged(stream, case))
         every = [each for some in seen.values() for each in some]
         reported = ", ".join(f"{k} {refused(some) / len(some):.2f}" for k, some in seen.items())
         unusable = np.mean([each.verdict != "usable" for each in every])
@@ -150,42 +165,78 @@ def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int)
         )
 
 
-def thin_splits(*, draws: int) -> None:
+@dataclass
+class Tally:
+    """What became of the streams of one number of rows."""
+
+    true: list[Assessment] = field(default_factory=list)
+    covers: list[float] = field(default_factory=list)
+    """The share of each true stream's intervals that hold."""
+    alone: int = 0
+    """True streams that the test of the sketch alone refuses."""
+    broken: list[tuple[float, bool]] = field(default_factory=list)
+    """Of each broken stream, how many rows the test is worth, and whether it refuses."""
+
+
+def thin_splits(*, draws: int, sizes: Sequence[int] = (ROWS,), sets: int = THIN_SETS) -> None:
     """Print the verdicts without the rule of 20 rows a class, for each number in THIN."""
-    streams = THIN_SETS * len(TARGETS) * draws
-    print(f"{streams} streams of true label shift a line, n = {ROWS}, {THIN_SETS} sets")
+    streams = sets * len(TARGETS) * draws
+    print(f"a line: {streams} streams of true label shift from {sets} sets, and as many broken")
     for rarest in THIN:
-        found: list[Assessment] = []
-        covers: list[float] = []
-        for seed in range(THIN_SETS):
+        found = {rows: Tally() for rows in sizes}
+        for seed in range(sets):
             case = thin_set(rarest, seed)
-            for target in TARGETS:
-                for draw in range(draws):
-                    rng = np.random.default_rng([5, seed, draw, len(target)])
-                    prior = mix_of(target, case.counts, rng)
-                    stream = drawn(case.labels["test"], prior, ROWS, rng)
-                    with patch.object(verdict, "VALIDATION_ROWS_PER_CLASS", 1):
-                        one = judged(case.logits["test"][stream], case)
-                    held = (one.estimate.low <= prior) & (prior <= one.estimate.high)
-                    found.append(one)
-                    covers.append(float(held.mean()))
-        usable = [
-            cover for one, cover in zip(found, covers, strict=True) if one.verdict == "usable"
-        ]
-        share = f"{np.mean(usable):.3f}" if usable else "none"
-        print(
-            f"  {rarest:2} rows of the rarest class: intervals hold "
-            f"{np.mean(covers):.3f} of the shares; {len(usable)} usable, "
-            f"theirs hold {share}; {refused(found)} called {WRONG}",
-            flush=True,
-        )
+            for rows, target, draw in product(sizes, TARGETS, range(draws)):
+                thin_stream(case, found[rows], target=target, key=[5, seed, draw], rows=rows)
+        for rows, tally in found.items():
+            usable = [
+                cover
+                for one, cover in zip(tally.true, tally.covers, strict=True)
+                if one.verdict == "usable"
+            ]
+            share = f"{np.mean(usable):.3f}" if usable else "none"
+            seen = [good for _, good in tally.broken]
+            sharp = [good for worth, good in tally.broken if worth >= SEES_LITTLE]
+            print(
+                f"  {rarest:3} rows of the rarest class, n = {rows}: intervals hold "
+                f"{np.mean(tally.covers):.3f} of the shares; {len(usable)} usable, "
+                f"theirs hold {share}; {refused(tally.true)} called {WRONG}, {tally.alone} by "
+                f"misfit alone; broken: {sum(seen)} of {len(seen)}, where the test is worth "
+                f"{SEES_LITTLE:.0f} rows {sum(sharp)} of {len(sharp)}",
+                flush=True,
+            )
+
+
+def thin_stream(case: Scored, tally: Tally, *, target: str, key: list[int], rows: int) -> None:
+    """Judge a true stream, and the same one broken: by noise at even draws, else by faint rows."""
+    f = case.logits
+    rng = np.random.default_rng([*key, len(target)])
+    prior = mix_of(target, case.counts, rng)
+    own = drawn(case.labels["test"], prior, rows, rng)
+    changed = f["test"][own]
+    if key[-1] % 2 == 0:
+        at = rng.choice(rows, rows // 10, replace=False)
+        changed[at] = f["noise"][rng.integers(len(f["noise"]), size=len(at))]
+    else:
+        at = rng.choice(rows, rows // 5, replace=False)
+        changed[at] = f["faint"][own[at]]
+    with patch.object(verdict, "VALIDATION_ROWS_PER_CLASS", 1):
+        true, broken_one = judged(f["test"][own], case), judged(changed, case)
+    tally.true.append(true)
+    tally.covers.append(
+        float(((true.estimate.low <= prior) & (prior <= true.estimate.high)).mean())
+    )
+    tally.alone += unexplained(true, case)
+    worth = 0.0 if broken_one.misfit is None else broken_one.misfit.rows
+    tally.broken.append((worth, unexplained(broken_one, case)))
 
 
 def thin_set(rarest: int, seed: int) -> Scored:
     """Answers of a logistic regression to Gaussians, calibrated on a split with a long tail.
 
     There are 1,000 to 2 training rows of a class, 400 to 1 for validation but at least `rarest`,
-    and 200 for the test.
+    and 200 for the test. `faint` are the rows of the test with 0.6 times their inputs, and `noise`
+    are of no class.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -201,7 +252,9 @@ def thin_set(rarest: int, seed: int) -> Scored:
         split: centres[y] + rng.normal(size=(len(y), THIN_FEATURES)) for split, y in labels.items()
     }
     fitted = LogisticRegression(max_iter=2000).fit(inputs["train"], labels["train"])
-    logits = {split: fitted.decision_function(inputs[split]) for split in ("val", "test")}
+    inputs["faint"] = 0.6 * inputs["test"]
+    inputs["noise"] = 2.0 * rng.normal(size=(3000, THIN_FEATURES))
+    logits = {split: fitted.decision_function(inputs[split]) for split in inputs}
     counts = rows["train"].astype(np.float64)
     log_source = np.log(counts / counts.sum())
     block, _ = measure(

@@ -12,7 +12,6 @@ from service.contract.shift.label_shift import PriorEstimate, summed_by
 
 _SMALLEST_EIGENVALUE = 1e-10  # of the largest: below, rounding decides
 _SMALLEST_VARIANCE = 1e-6  # with less, rows do not differ but for rounding
-_PSEUDO_ROWS = 4  # as in the sketch's means
 ROWS_PER_FEATURE = 30
 """Fewest observations per feature of a sketch's later parts. With fewer, their covariance is too
 uncertain for so many features at once.
@@ -24,10 +23,13 @@ class Misfit:
     """How well label shift explains the rows: a chi-square test of the sketch.
 
     `p` is its tail probability; `phi2` the misfit per row, which does not grow with the rows.
+    `rows` is how much the test can see: as much as one of so many different rows, if the class
+    means and the calibration were known exactly.
     """
 
     p: float
     phi2: float
+    rows: float
 
 
 def misfit_of(
@@ -45,18 +47,38 @@ def misfit_of(
     an input can come again. Returns None where the model has no sketch, or the estimate no
     covariance matrix.
 
-    The mean feature of the rows is compared with that of the mix. Their difference has three
-    sources of chance: the rows, which move the mean and the estimate together (each row by its
-    influence on both); the split, whose class means are those of so many rows; and the estimate's
-    own error from the calibration. Each of the sketch's parts for which there are enough rows is
-    tested. The smallest probability counts, times the number of parts. Where rows that come again
-    cannot be told from others, only the first part is: many features take few inputs for a change.
+    The mean feature of the n rows is compared with that of the mix, d = mean x - q^T h, where h
+    are the class means of the split. The chance in d has three sources: the rows, which move the
+    mean and the estimate q together (each row by its influence on both); the split; and the
+    estimate's own error from the calibration, D. Their covariances add up to
+
+        S = sum_i psi_i psi_i^T + sum_y q_y^2 W_y / m_y + h^T D h
+        psi_i = (x_i - q^T h) / n - h^T J l_i
+
+    with l_i the gradient of a row's log likelihood and J the inverse of the information. The second
+    term is the variance of a stratified mean (Cochran, Sampling Techniques, 1977, ch. 5): class y
+    has m_y rows in the split, with the covariance W_y, which is that of the stream's rows by their
+    posteriors. So h must be means of those rows alone. Means that are drawn towards a common one
+    err less, but classes with few rows then err together, and no variance by class covers that.
+    Classes without rows get the mean over the others, and count as one row of another class.
+
+    Each of the sketch's parts for which there are enough rows is tested. The smallest probability
+    counts, times the number of parts. Where rows that come again cannot be told from others, only
+    the first part is: many features take few inputs for a change.
     """
     sketch = calibration.sketch
     if sketch is None or estimate.covariance.ndim == 1:
         return None
-    prior, means = estimate.prior, sketch.class_means()
+    counts = np.asarray(calibration.validation.class_counts, np.float64)
+    prior, means = estimate.prior, sketch.class_means(counts)
     features = sketch.features(logits, temperature=temperature)
+    observations = len(features) if inputs is None else len(np.unique(inputs))
+    first, *more = sketch.parts()
+    parts = [first]
+    if calibration.validation.tells_rows_apart:
+        parts += [part for part in more if ROWS_PER_FEATURE * len(part) <= observations]
+    tested = np.unique(np.concatenate(parts))
+    means, features = (np.ascontiguousarray(each[:, tested]) for each in (means, features))
     expected = prior @ means
     moved = (features - expected) / len(features)
     mixed = ratios @ prior
@@ -67,36 +89,42 @@ def misfit_of(
         moved -= (ratios / mixed[:, None]) @ (estimate.inverse_information @ means)
     if inputs is not None:
         moved = summed_by(moved, inputs)
-    members = prior**2 / (np.asarray(calibration.validation.class_counts) + _PSEUDO_ROWS)
-    spread = moved.T @ moved + _within_classes(features, ratios * prior / mixed[:, None], members)
+    by_rows = moved.T @ moved
+    posteriors = ratios * prior / mixed[:, None]
+    spread = by_rows + _of_split(features, posteriors, prior=prior, means=means, counts=counts)
     unseen = sketch.least_variance(expected) - features.var(axis=0)
     spread[np.diag_indices_from(spread)] += np.maximum(unseen, 0.0) / len(features)
     if doubt.ndim == 2:
         spread += means.T @ doubt @ means
     apart = features.mean(axis=0) - expected
-    first, *more = sketch.parts()
-    parts = [first]
-    if calibration.validation.tells_rows_apart:
-        parts += [part for part in more if ROWS_PER_FEATURE * len(part) <= len(moved)]
-    tests = [_tested(apart[part], spread[np.ix_(part, part)], len(moved)) for part in parts]
-    p, excess = min(tests, key=lambda test: (test[0], -test[1]))
-    return Misfit(p=min(1.0, len(tests) * p), phi2=max(0.0, excess) / len(features))
+    tests = []
+    for part in parts:
+        at = np.searchsorted(tested, part)
+        own = np.ix_(at, at)
+        tests.append(_tested(apart[at], spread[own], by_rows[own], observations))
+    p, excess, rows = min(tests, key=lambda test: (test[0], -test[1]))
+    return Misfit(p=min(1.0, len(tests) * p), phi2=max(0.0, excess) / len(features), rows=rows)
 
 
-def _tested(apart: Vector, spread: Vector, n: int) -> tuple[float, float]:
-    """Probability of so large a difference [m] by chance, and its statistic less its mean.
+def _tested(apart: Vector, spread: Vector, by_rows: Vector, n: int) -> tuple[float, float, float]:
+    """Probability of so large a difference [m] by chance, its statistic less its mean, and rows.
 
-    spread: [m, m] covariance of the difference. n: the observations that it was measured on.
+    spread: [m, m] covariance of the difference. by_rows: [m, m] the rows' share of it. n: the
+    observations that it was measured on. rows: n tr(by_rows spread^-1) / m. In a direction drawn
+    at random, a change adds so much less to the statistic than it would if rows alone erred.
     """
     values, vectors = np.linalg.eigh(spread)
     kept = values > _SMALLEST_EIGENVALUE * max(float(values[-1]), _SMALLEST_VARIANCE)
     degrees = int(kept.sum())
     if degrees == 0:
-        return 1.0, 0.0
-    along = apart @ vectors[:, kept]
-    # few rows understate their own spread; this is close to Hotelling's correction
-    statistic = float((along**2 / values[kept]).sum()) * max(0.0, 1 - degrees / n)
-    return chi_square_tail(statistic, degrees), statistic - degrees
+        return 1.0, 0.0, 0.0
+    axes = vectors[:, kept]
+    shares = np.einsum("ik,ij,jk->k", axes, by_rows, axes) / values[kept]
+    rows = n * float(shares.mean())
+    # what few rows decide strays farther than chi-square; this is close to Hotelling's correction
+    kept_share = max(0.0, 1 - degrees / max(rows, 1e-300))
+    statistic = float(((apart @ axes) ** 2 / values[kept]).sum()) * kept_share
+    return chi_square_tail(statistic, degrees), statistic - degrees, rows
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:
@@ -114,6 +142,21 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
         term *= statistic / (order + 2)
     tail = math.erfc(math.sqrt(half)) + math.sqrt(2 / math.pi) * math.exp(-half) * total
     return min(1.0, tail)
+
+
+def _of_split(
+    features: Vector, posteriors: Vector, *, prior: Vector, means: Vector, counts: Vector
+) -> Vector:
+    """[m, m] covariance of prior @ means [C, m], the means being those of so many rows [C].
+
+    features: [n, m] of the stream; posteriors: [n, C], by which its rows count for the classes.
+    """
+    seen = counts > 0
+    found = _within_classes(features, posteriors, prior**2 / np.maximum(counts, 1))
+    if not seen.all():
+        apart = means[seen] - means[seen].mean(axis=0)
+        found += prior[~seen].sum() ** 2 * (apart.T @ apart) / max(1, len(apart) - 1)
+    return found
 
 
 def _within_classes(features: Vector, posteriors: Vector, weights: Vector) -> Vector:

@@ -54,11 +54,19 @@ class Sketch(Strict):
         found: Vector = np.eye(ENERGY_BINS)[binned(values, self.edges)]
         return found[:, :-1]
 
-    def class_means(self) -> Vector:
-        """[C, 9] share of each class's rows in each bin but the last."""
+    def class_means(self, totals: ArrayLike) -> Vector:
+        """[C, 9] share of each class's rows in each bin but the last.
+
+        A class without rows gets the mean over the others. totals: not used; the histograms hold
+        the rows of each class themselves.
+        """
+        del totals
         counts = np.asarray(self.counts, np.float64)
-        totals = counts.sum(axis=1)
-        return _smoothed(counts / np.maximum(totals, 1)[:, None], totals)[:, :-1]
+        own = counts.sum(axis=1)
+        shares = counts / np.maximum(own, 1)[:, None]
+        shares[own == 0] = shares[own > 0].mean(axis=0)
+        found: Vector = shares[:, :-1]
+        return found
 
     def parts(self) -> list[NDArray[np.intp]]:
         """The sets of features that are tested by themselves: all [9]."""
@@ -78,7 +86,8 @@ class Moments(Strict):
     energy: the log of the sum of the exponentials of f. spread: the standard deviation of f.
     rest: the mean of f without its largest entry. directions: [D][C]; f along each of them is
     another number. Each number is taken from `centre` [M] in units of `scale` [M], and cut to
-    -4 … 4. means: [C][2 M], the means and then the mean squares.
+    -4 … 4. means: [C][2 M], the means and then the mean squares, each drawn towards the mean over
+    the classes with the weight of four rows. `class_means` undoes that.
     """
 
     statistic: Literal["logits"] = "logits"
@@ -115,9 +124,12 @@ class Moments(Strict):
         numbers = numbers_of(logits, directions=self.directions)
         return features_of(numbers, centre=self.centre, scale=self.scale)
 
-    def class_means(self) -> Vector:
-        """[C, 2 M] mean of each feature in each class."""
-        return np.asarray(self.means, np.float64)
+    def class_means(self, totals: ArrayLike) -> Vector:
+        """[C, 2 M] mean of each feature over the rows of each class, from their number [C].
+
+        A class without rows gets the mean over the others.
+        """
+        return _unsmoothed(np.asarray(self.means, np.float64), np.asarray(totals, np.float64))
 
     def parts(self) -> list[NDArray[np.intp]]:
         """The sets of features that are tested by themselves: of the three numbers, and all.
@@ -193,4 +205,20 @@ def _smoothed(means: Vector, totals: Vector) -> Vector:
     found: Vector = (totals[:, None] * means + _PSEUDO_ROWS * pooled) / (totals + _PSEUDO_ROWS)[
         :, None
     ]
+    return found
+
+
+def _unsmoothed(means: Vector, totals: Vector) -> Vector:
+    """The means [C, m] that `_smoothed` was given, except those of classes without rows.
+
+    With k pseudo-rows it gave h = (n x + k p) / (n + k), where p is the mean of x over the classes
+    that have rows. So x = ((n + k) h - k p) / n, and p = mean((n + k) h / n) / (1 + k mean(1 / n)).
+    """
+    seen = totals > 0
+    if not seen.any():
+        return means
+    rows, sums = totals[seen, None], (totals[seen, None] + _PSEUDO_ROWS) * means[seen]
+    pooled = (sums / rows).mean(axis=0) / (1 + _PSEUDO_ROWS * (1 / rows).mean())
+    found = means.copy()
+    found[seen] = (sums - _PSEUDO_ROWS * pooled) / rows
     return found

@@ -47,6 +47,8 @@ SHRINKAGE = 5.0
 REFUSED_BELOW, SUSPECT_BELOW = 0.001, 0.01
 SMALLEST_MISFIT = 0.008
 LARGEST_SELF_TEST = 0.1
+SEES_LITTLE = 200.0
+"""A test worth fewer rows than this misses most streams of which a tenth is of no class."""
 SAME_MIX = 1e-9
 """L1 distance within which a mix is one of the self-test's."""
 SMALLEST_GAIN = 0.003
@@ -87,6 +89,7 @@ class Assessment:
         return {
             "p": None if self.misfit is None else self.misfit.p,
             "phi2": None if self.misfit is None else self.misfit.phi2,
+            "tested_rows": None if self.misfit is None else self.misfit.rows,
             "self_test": self.self_test,
             "em_bbse_l1": self.bbse_distance,
             "rows_per_class": self.estimate.n / len(self.candidate),
@@ -391,7 +394,18 @@ def _judge(
             f"the rows fit a mix of the known classes badly (p = {misfit.p:.2g}); "
             "estimate again on fresh rows before you act on it"
         )
-    return "usable", "the rows look like a mix of the known classes"
+    return "usable", "the rows look like a mix of the known classes" + _blindness(misfit, n)
+
+
+def _blindness(misfit: Misfit | None, n: int) -> str:
+    """What to add to a reason where the split, not the rows, limits what the test can see."""
+    if misfit is None or misfit.rows >= min(SEES_LITTLE, n / 2):
+        return ""
+    return (
+        f", but the test sees only as much as {misfit.rows:.0f} of the {n} rows could show: the "
+        "split has few rows of classes that are common here; calibrate on more labelled rows of "
+        "them, or look at some rows yourself"
+    )
 
 
 def _too_few_rows(

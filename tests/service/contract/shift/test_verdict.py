@@ -156,6 +156,67 @@ def moments_block():
     return block(sketch=sketch | {"means": means.tolist()})
 
 
+def thin_block(few, *, histograms=False, seed=7, apart=0.0):
+    """The block of a split with so few rows of the last class, and 2,000 of each other class."""
+    logits, labels = rows(6000, UNIFORM, seed=seed)
+    logits += apart * (labels == 2)[:, None]
+    kept = np.concatenate(
+        [np.flatnonzero(labels == y)[: few if y == 2 else None] for y in range(3)]
+    )
+    logits, labels = logits[kept], labels[kept]
+    seen = {"rows": len(kept), "class_counts": np.bincount(labels, minlength=3).tolist()}
+    if histograms:
+        energy = np.log(np.exp(logits).sum(axis=1))
+        cells = labels * 10 + np.searchsorted(EDGES, energy, side="right")
+        counts = np.bincount(cells, minlength=30).reshape(3, 10)
+        sketch = {"statistic": "energy", "edges": EDGES, "counts": counts.tolist()}
+    else:
+        numbers = numbers_of(logits)
+        centre, scale = numbers.mean(axis=0), numbers.std(axis=0)
+        means = class_means_of(features_of(numbers, centre=centre, scale=scale), labels, 3)
+        sketch = {"statistic": "logits", "centre": centre.tolist(), "scale": scale.tolist()}
+        sketch["means"] = means.tolist()
+    return block(sketch=sketch, validation=seen)
+
+
+@pytest.mark.parametrize("few", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize("histograms", [False, True])
+def test_a_class_with_few_rows_in_the_split_is_no_reason_to_refuse_it(few, histograms):
+    """Streams of true label shift, in which the class that the split hardly knows has 80 %."""
+    found = [
+        judged(
+            rows(2000, [0.1, 0.1, 0.8], seed=200 + seed)[0],
+            calibration=thin_block(few, histograms=histograms, seed=seed),
+        ).misfit
+        for seed in range(20)
+    ]
+    assert sum(each.p < 0.001 for each in found) == 0
+    assert sum(each.p < 0.05 for each in found) <= 3
+    # a sketch of so few rows shows little, and says so
+    assert np.median([each.rows for each in found]) < 3 * max(few, 1)
+
+
+@pytest.mark.parametrize("few", [5, 20])
+def test_a_class_that_looks_like_no_other_is_not_refused_for_its_few_rows(few):
+    """Means drawn towards those of all classes would put every such row in the wrong place."""
+    found = []
+    for seed in range(20):
+        logits, labels = rows(2000, [0.1, 0.1, 0.8], seed=200 + seed)
+        logits += 6.0 * (labels == 2)[:, None]
+        found.append(judged(logits, calibration=thin_block(few, seed=seed, apart=6.0)).misfit.p)
+    assert min(found) > 0.001
+
+
+def test_a_stream_that_the_split_knows_well_is_tested_with_nearly_all_its_rows():
+    known = judged(rows(2000, UNIFORM)[0], calibration=moments_block())
+    assert 1000 < known.misfit.rows <= 2000
+    assert known.evidence()["tested_rows"] == known.misfit.rows
+    assert known.reason == "the rows look like a mix of the known classes"
+    blind = judged(rows(2000, [0.1, 0.1, 0.8])[0], calibration=thin_block(20))
+    assert (blind.verdict, blind.misfit.rows < 60) == ("usable", True)
+    assert f"only as much as {blind.misfit.rows:.0f} of the 2000 rows could show" in blind.reason
+
+
 def test_the_moments_of_the_logits_see_what_the_histograms_of_their_energy_do_not():
     seen = {"histograms": 0, "moments": 0}
     for seed in range(10):
@@ -256,7 +317,7 @@ def test_a_model_without_a_block_is_uncalibrated():
     assert found.verdict == "uncalibrated"
     assert "training calibrate" in found.reason
     assert found.misfit is found.self_test is found.bbse_distance is None
-    assert found.evidence()["p"] is None
+    assert found.evidence()["p"] is found.evidence()["tested_rows"] is None
 
 
 def test_a_split_with_few_rows_of_a_class_is_uncalibrated():
