@@ -4,6 +4,7 @@
 | --- | --- |
 | TensorFlow Serving, KServe V1 | /v1/models/{model}[/versions/{version}]:predict |
 | SageMaker, MLflow | /invocations |
+| Azure ML | /score |
 | Vertex AI | the route that it configures, /predict by default |
 
 The answer is that of /predict. Its `predictions` have one entry for each instance, as all these
@@ -30,7 +31,10 @@ from service.wire.json_text import parse_json_object
 from service.wire.shown import short
 
 _V1 = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,9}))?:predict")
-_ROWS = ("instances", "inputs", "dataframe_split", "dataframe_records")
+INVOCATIONS = ("/invocations", "/score")
+"""The scoring paths of SageMaker and MLflow, and of Azure ML."""
+_ROWS = ("instances", "inputs", "dataframe_split", "dataframe_records", "input_data")
+_FRAME = {"columns", "data", "index"}
 _MEMBERS = (*_ROWS, "params", "parameters", "signature_name")
 _ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
 Find = Callable[[str | None, int | None], ServedModel]
@@ -106,7 +110,7 @@ class V1(Dialect):
 
 
 class Invocations(Dialect):
-    """The scoring path of SageMaker, MLflow or Vertex AI, for the default model."""
+    """The scoring path of SageMaker, MLflow, Azure ML or Vertex AI, for the default model."""
 
     def match(self, path: str) -> dict[str, str] | None:
         """Return an empty object, since the path has no parameters; None for another path."""
@@ -158,38 +162,46 @@ def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _instances(name: str, given: Any, bundle: Bundle) -> Any:
     """Rows in the form that /predict takes."""
-    if name == "dataframe_split":
-        return _split_frame(given, bundle)
+    if name == "dataframe_split" or (name == "input_data" and _is_frame(given)):
+        return _split_frame(name, given, bundle)
     if name == "dataframe_records":
         return _records(given, bundle)
-    if name == "inputs" and isinstance(given, dict):
+    if name in {"inputs", "input_data"} and isinstance(given, dict):
         return _columns(given, bundle)
     return given
 
 
-def _split_frame(given: Any, bundle: Bundle) -> Any:
-    """Turn {"columns": […], "data": [[…], …]} into rows by column name, or plain rows."""
-    if not isinstance(given, dict) or not isinstance(given.get("data"), list):
-        raise Malformed(
-            f"dataframe_split is {short(given)}; expected an object with columns and data"
-        )
-    unknown = sorted(set(given) - {"columns", "data", "index"})
+def _is_frame(given: Any) -> bool:
+    """Whether Azure ML's `input_data` is a table, not rows or named tensors."""
+    return isinstance(given, dict) and "data" in given and given.keys() <= _FRAME
+
+
+def _split_frame(member: str, given: Any, bundle: Bundle) -> Any:
+    """Turn {"columns": […], "data": [[…], …]} into rows by column name, or plain rows.
+
+    member: the name of the body's member, for messages. The rows of a table of one column may be
+    its values.
+    """
+    if not isinstance(given, dict) or "data" not in given:
+        raise Malformed(f"{member} is {short(given)}; expected an object with columns and data")
+    if not isinstance(given["data"], list):
+        raise Malformed(f"the data of {member} are {short(given['data'])}; expected a list of rows")
+    unknown = sorted(set(given) - _FRAME)
     if unknown:
         raise Malformed(
-            f"dataframe_split has an unknown member '{unknown[0][:60]}'; expected columns, data "
-            "and index"
+            f"{member} has an unknown member '{unknown[0][:60]}'; expected columns, data and index"
         )
     columns, data = given.get("columns"), given["data"]
     if columns is None or (_are_positions(columns) and not _takes_one_text(bundle)):
         return data
     if not isinstance(columns, list) or len({str(name) for name in columns}) != len(columns):
-        raise Malformed(
-            f"the columns of dataframe_split are {short(columns)}; expected different names"
-        )
+        raise Malformed(f"the columns of {member} are {short(columns)}; expected different names")
+    if len(columns) == 1:
+        data = [values if isinstance(values, list) else [values] for values in data]
     for row, values in enumerate(data):
         if not isinstance(values, list) or len(values) != len(columns):
             raise Malformed(
-                f"row {row} of dataframe_split is {short(values)}; expected {len(columns)} values"
+                f"row {row} of {member} is {short(values)}; expected {len(columns)} values"
             )
     names = [str(name) for name in columns]
     return _ordered([dict(zip(names, values, strict=True)) for values in data], bundle)
@@ -218,7 +230,7 @@ def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
     if None in lengths.values() or len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
         raise Malformed(
-            f"inputs have columns of different lengths ({shown}); expected lists of one length"
+            f"the columns have different lengths ({shown}); expected lists of one length"
         )
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     return _ordered(rows, bundle)

@@ -13,7 +13,7 @@ _ROUTE = re.compile(r"(?=.{1,200}\Z)(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:-]+)+")
 _OWN = (
     *("/console/**", "/docs", "/feedback", "/health", "/health/live", "/health/ready"),
     *("/invocations", "/metrics", "/metrics/*", "/models", "/models/**", "/openapi.json"),
-    *("/ping", "/predict", "/priors", "/priors/**", "/v1/models", "/v1/models/**"),
+    *("/ping", "/predict", "/priors", "/priors/**", "/score", "/v1/models", "/v1/models/**"),
     *("/v2", "/v2/**", "/whoami"),
 )
 """Paths of the service, and families of them. `*`: a name; `**`: all that may follow."""
@@ -22,7 +22,7 @@ _READY = (
     *("/v1/models/*", "/v2/models/*/ready"),
 )
 """Those of them that answer 200 when the service, or a model, is ready."""
-_SCORES = ("/predict", "/invocations", "/models/*/predict", "/v1/models/*:predict")
+_SCORES = ("/predict", "/invocations", "/score", "/models/*/predict", "/v1/models/*:predict")
 """Those of them that answer as /predict does."""
 
 
@@ -126,7 +126,7 @@ def _check_routes(values: Mapping[str, Any]) -> None:
         told = f"{flag_of(name)} is '{path[:80]}'"
         if not _ROUTE.fullmatch(path):
             raise InvalidSetting(
-                f"{told}; expected a path such as /score, of letters, digits and ._~:-"
+                f"{told}; expected a path such as /classify, of letters, digits and ._~:-"
             )
         if root and f"{path}/".startswith(f"{root}/"):
             raise InvalidSetting(

@@ -288,13 +288,15 @@ def test_a_path_that_means_the_same_already_is_taken(predict, health):
      "/a\nb", "/ü", "/%41", "/" + "a" * 300],
 )  # fmt: skip
 def test_what_is_no_plain_path_is_refused(flag, path):
-    with pytest.raises(InvalidSetting, match=r"-route is .*; expected a path such as /score"):
+    with pytest.raises(InvalidSetting, match=r"-route is .*; expected a path such as /classify"):
         read_settings({flag: path}, {})
 
 
 def test_one_path_for_two_answers_is_refused():
-    with pytest.raises(InvalidSetting, match="is '/score', which is also --predict-route; choose"):
-        read_settings({"predict_route": "/score", "health_route": "/score"}, {})
+    with pytest.raises(
+        InvalidSetting, match="is '/classify', which is also --predict-route; choose"
+    ):
+        read_settings({"predict_route": "/classify", "health_route": "/classify"}, {})
 
 
 def test_a_path_that_the_prefix_would_be_cut_from_is_refused():

@@ -8,7 +8,7 @@ import fastapi
 from service.api import console, dialect_probes, feedback, models, serving, web, whoami
 from service.api import health as health_routes
 from service.api.adjust import Adjust
-from service.api.dialects import V1, Invocations
+from service.api.dialects import INVOCATIONS, V1, Invocations
 from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
 from service.api.edge.bodies import Room
@@ -161,7 +161,7 @@ def _scoring_routes(
         Adjust(repository, classifier, **scoring),
         Infer(repository, classifier, **scoring),
         V1(by_name, repository.find, template="/v1/models/{model}:predict"),
-        Invocations(by_default, repository.find, template="/invocations"),
+        *(Invocations(by_default, repository.find, template=path) for path in INVOCATIONS),
     ]
     if path := settings.predict_route:
         routes.append(Invocations(by_default, repository.find, template=path))

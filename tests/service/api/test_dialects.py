@@ -53,10 +53,16 @@ BODIES = {
     "numbered": {"dataframe_split": {"columns": list(range(FEATURES)), "data": ROWS}},
     "numbered records": {"dataframe_records": [{str(i): v for i, v in enumerate(r)} for r in ROWS]},
     "records": {"dataframe_records": [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]},
+    "Azure ML's rows": {"input_data": ROWS, "params": {}},
+    "Azure ML's tensor": {"input_data": {"x": ROWS}},
+    "Azure ML's table": {"input_data": {**frame(COLUMNS[::-1]), "index": [0, 1, 2]}},
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/models/linear:predict", "/invocations", "/score/here"])
+PATHS = ["/v1/models/linear:predict", "/invocations", "/score", "/score/here"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("form", list(BODIES))
 def test_every_form_of_a_body_has_the_answer_of_predict(client, path, form):
     expected = client.post("/predict", json={"instances": ROWS}).json()
@@ -166,6 +172,14 @@ def test_json_is_taken_with_the_type_that_a_client_sends_unasked(client, kind, p
             "unknown column 'age'",
         ),
         ("/invocations", {"dataframe_split": {"columns": COLUMNS, "data": [[1]]}}, 400, "row 0"),
+        ("/score", {"input_data": {"columns": COLUMNS, "data": [[1]]}}, 400, "row 0 of input_data"),
+        (
+            "/score",
+            {"input_data": {"data": 7}},
+            400,
+            "data of input_data are 7; expected a list",
+        ),
+        ("/score", {"input_data": {"a": [1], "b": [1, 2]}}, 400, "a: 1, b: 2"),
         ("/v1/models/nameless:predict", {"dataframe_split": frame()}, 422, "by name"),
         ("/invocations", {"inputs": {"a": [1], "b": [1, 2]}}, 400, "different lengths"),
         ("/v1/models/linear:classify", {"examples": []}, 404, "use POST /v1/models/linear:predict"),
@@ -204,6 +218,7 @@ def test_rows_as_objects_are_read_under_the_input_s_name_and_else_refused_with_t
         {"dataframe_split": {"columns": ["review"], "index": [0, 1], "data": [["a"], ["ö"]]}},
         {"dataframe_split": {"columns": [0], "data": [["a"], ["ö"]]}},
         {"dataframe_records": [{"review": "a"}, {"review": "ö"}]},
+        {"input_data": {"columns": ["review"], "index": [0, 1], "data": ["a", "ö"]}},
         {"instances": [{"words": "a"}, {"words": "ö"}]},
         {"inputs": {"words": ["a", "ö"]}},
     ],
@@ -289,7 +304,13 @@ def test_the_variables_of_vertex_ai_and_sagemaker_are_settings_that_ours_win_ove
 
 READY = {"/ping", "/health", "/health/ready", "/v2/health/ready", "/v1/models/{model}"}
 READY.add("/v2/models/{model}/ready")
-SCORES = {"/predict", "/invocations", "/models/{model}/predict", "/v1/models/{model}:predict"}
+SCORES = {
+    "/predict",
+    "/invocations",
+    "/score",
+    "/models/{model}/predict",
+    "/v1/models/{model}:predict",
+}
 
 
 @pytest.mark.parametrize(("flag", "same"), [("predict_route", SCORES), ("health_route", READY)])
