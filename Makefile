@@ -109,12 +109,12 @@ clean: ## remove what was built, but not the models or the priors
 
 .venv/.service: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing the service into .venv: about 320 MB, one to two minutes (seconds with uv) …"
-	@begun=$$(date +%s); $(INSTALL) -e '.[service,cpu]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
+	@begun=$$(date +%s); $(INSTALL) -e '.[serve]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
 	@touch $@
 
 .venv/.training: .venv/.service
 	@echo "Installing PyTorch and what training needs into .venv: some minutes …"
-	@begun=$$(date +%s); $(INSTALL) -e '.[service,cpu,training]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
+	@begun=$$(date +%s); $(INSTALL) -e '.[serve,training]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
 	@touch $@
 
 .venv/.docs: .venv/.service

@@ -140,9 +140,9 @@ def _of_document(document: dict[str, Any], bundle: Bundle) -> bytes:
 
 
 def _translated_aside(body: bytes | bytearray, bundle: Bundle) -> bytes:
-    """Do the same in a thread, and free the decoded body there, in slices.
+    """Translate a long body; called in a thread, where the decoded body is also freed, in slices.
 
-    An error would keep the body, by its traceback, until the event loop has answered.
+    Otherwise the traceback of an error would keep that body until the event loop has answered.
     """
     document = parse_json_object(body, _MEMBERS)
     try:

@@ -353,7 +353,7 @@ def _check_labels(out: Path, labels: bytes) -> None:
     there = out.parent / LABELS_FILE
     if there.is_file() and not out.exists() and there.read_bytes() != labels:
         raise NotExported(
-            f"'{there}' is there already and has other labels; export into another folder"
+            f"'{there}' exists already, with other labels; export into another folder"
         )
 
 

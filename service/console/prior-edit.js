@@ -97,7 +97,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
       ${drastic.changed !== undefined && html`<p><b>${percent(drastic.changed)}</b> of ${whole(drastic.rows)} recent answers would have had another label.</p>`}
       ${drastic.warnings.map((w) => html`<p>${w}</p>`)}
       <p class="line"><button class="danger" disabled=${busy} onClick=${() => save(drastic.onto, true)}>Save it anyway</button><button onClick=${() => setDrastic(null)}>Keep editing</button></p></div>`}
-    <p class="line"><button class="main" disabled=${busy || Boolean(conflict)} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>
+    <p class="line">${!conflict && html`<button class="main" disabled=${busy} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>`}
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
 
@@ -237,7 +237,7 @@ function Conflict({ bundle, name, base, draft, theirs, onTop, theirsOnly, goOn }
     return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft below is unchanged.</p>
       <p class="line"><button class="main" onClick=${onTop}>Save mine as a new revision</button><button onClick=${goOn}>Keep editing</button></p></div>`;
   const who = theirs.by && theirs.by !== "anonymous" ? theirs.by : "Somebody else";
-  return html`<div class="conflict" role="alert"><h3>${who} saved revision ${theirs.revision} while you were editing ${base?.revision ? `revision ${base.revision}` : "the first revision"}</h3>
+  return html`<div class="conflict" role="alert"><h3>${who} saved revision ${theirs.revision} while you were ${base?.revision ? `editing revision ${base.revision}` : "writing the first one"}</h3>
     <p>${when(theirs.updated_at)}${theirs.note ? html`: <q>${theirs.note}</q>.` : "."} Your draft below is unchanged. Their changes:</p>
     <${Differences} bundle=${bundle} before=${base} after=${theirs} />
     <p class="line"><button class="main" onClick=${onTop}>Save mine on top of revision ${theirs.revision}</button>

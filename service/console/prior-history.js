@@ -43,6 +43,9 @@ export function History({ bundle, path, name, prior, done, stale }) {
     ? html`<span class="line tight"><button class="small main" onClick=${() => back(revision)}>Go back to ${words}</button><button class="small" onClick=${() => setAsked(null)}>Cancel</button></span>`
     : html`<button class="small" aria-label=${`Go back to ${revision ? `revision ${revision}` : words} …`} onClick=${() => setAsked(revision)}>Go back …</button>`;
   const lines = page.value.revisions;
+  const content = (r) => r.equals ?? r.revision; // equal revisions name the same one
+  const inForce = lines.find((r) => r.revision === prior.revision && !r.deleted);
+  const asInForce = (r) => Boolean(inForce) && content(r) === content(inForce);
   return html`<p class="quiet">${lines.filter((r) => !r.deleted).length > 1 ? "Pick two revisions to compare them." : lines.length || at ? "" : "No revision is stored yet. What you save under Edit becomes revision 1."}</p>
     <table class="plain history" role="table" aria-label="Revisions"><thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col"><span class="sr">Compare</span></th><th role="columnheader" scope="col">Revision</th><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col" class="wide">By</th><th role="columnheader" scope="col">Why</th><th role="columnheader" scope="col"><span class="sr">Do</span></th></tr></thead>
       <tbody role="rowgroup">${lines.map((r) => html`<tr key=${r.revision} class="first" role="row">
@@ -50,7 +53,7 @@ export function History({ bundle, path, name, prior, done, stale }) {
         <th scope="row" role="rowheader">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
         <td role="cell" class="when">${when(r.updated_at)}</td><td role="cell" class="wide">${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
         <td role="cell" class="why">${r.deleted ? html`<i>taken out of use</i>${r.note && html` <span class="quiet">${r.note}</span>`}` : r.note || html`<span class="quiet">–</span>`}${!r.deleted && r.equals ? html` <span class="equal">= revision ${r.equals}</span>` : ""}</td>
-        <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && wayBack(r.revision, r.revision)}</td></tr>`)}
+        <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && (asInForce(r) ? html`<span class="quiet">as in force</span>` : wayBack(r.revision, r.revision))}</td></tr>`)}
       ${!page.value.next && html`<tr class="first" role="row"><td role="cell"></td><th scope="row" role="rowheader">0${prior.revision === 0 ? html` <span class="quiet">in force</span>` : ""}</th>
         <td role="cell" class="when"></td><td role="cell" class="wide"></td><td role="cell" class="why"><i>nothing stored</i> <span class="quiet">${name === "default" ? "the model's own rule: uniform target" : "requests that name it are refused"}</span></td>
         <td role="cell" class=${asked === 0 ? "number sure" : "number"}>${prior.revision !== 0 && wayBack(0, "nothing stored")}</td></tr>`}</tbody></table>

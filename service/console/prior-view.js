@@ -45,8 +45,8 @@ export function useClasses(bundle, { value, words } = {}) {
 /** A share with so many digits that only a class that cannot occur is shown as 0. */
 export function fine(p) {
   if (!(p > 0)) return percent(p);
-  if (p < 1e-9) return `${(100 * p).toExponential(1)} %`;
-  if (p < 1e-5) return `${(100 * p).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
+  if (p < 1e-9) return `${(100 * p).toExponential(1)}\u00a0%`;
+  if (p < 1e-5) return `${(100 * p).toLocaleString("en", { maximumSignificantDigits: 2 })}\u00a0%`;
   return percent(p, p < 0.001 ? 4 : p < 0.01 ? 2 : 1);
 }
 

@@ -62,7 +62,7 @@ export function Shift({ model, query, go }) {
     ${error && html`<p class="note" role="alert">${error.message} The page shows the last known values.</p>`}
     ${value.estimate ? html`<${Board} key=${path} path=${path} found=${value} bundle=${about.value} again=${again} />`
       : html`<div class="card"><${Empty} title="No traffic has been followed yet">
-          ${about.value.class_counts || about.value.estimation ? html`<p>The service estimates the class mix of the rows that it scores. The estimate appears here a few seconds after the first predictions. Answers on Try are not counted.</p><p><a href=${`#/traffic?model=${encodeURIComponent(model)}`}>Send the first ones on Traffic</a></p>`
+          ${about.value.class_counts || about.value.estimation ? html`<p>The service estimates the class mix of the rows that it scores. The first estimate appears here within a minute of the first predictions (<code>--shift-seconds</code>). Answers on Try are not counted.</p><p><a href=${`#/traffic?model=${encodeURIComponent(model)}`}>Traffic</a> shows what has arrived so far, and how to send a request.</p>`
             : html`<p>The service cannot estimate the class mix of this model's traffic, because the model has no class counts. Import it again with <code>--class-counts</code>, or run <code>priordial train calibrate models/${model}/${about.value.version} --data …</code> on labelled rows.</p>`}
         </${Empty}></div>`}`;
 }

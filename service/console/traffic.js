@@ -18,14 +18,14 @@ const MINUTE = 60;
 const QUARTER = 15 * MINUTE;
 const kept = new Map();
 
-/** The service's readings of the last fifteen minutes, oldest first; empty if it keeps none. */
+/** The service's readings of the last fifteen minutes, oldest first; empty if it keeps none. A lacking key is an error: the next call may have one. */
 async function earlier(model, signal) {
   try {
     const { readings } = await getJson(`metrics/recent?model=${encodeURIComponent(model)}`, { signal });
     return readings.filter((r) => r.at >= Date.now() / 1000 - QUARTER - MINUTE).map((r) => ({ ...reading(parse(r.metrics), model, r.at), held: true }));
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    return [];
+    if (error.status && error.status !== 401 && error.status !== 403) return [];
+    throw error;
   }
 }
 
@@ -167,7 +167,7 @@ function Tiles({ last, since, words, before }) {
   const tile = (name, value, more) => html`<div class="tile"><dt>${name}</dt><dd><b>${value}</b> <span class="quiet">${more}</span></dd></div>`;
   return html`<dl class="tiles">
     ${tile("Answers a second", rateText(perSecond(delta("answered"), seconds)), `${whole(last.answered)} since start`)}
-    ${tile("Changed by the adjustment", percent(changed / Math.max(1, answered)), `${whole(changed)} of ${whole(answered)} answers ${words}`)}
+    ${tile("Changed by the adjustment", percent(answered ? changed / answered : null), `${whole(changed)} of ${whole(answered)} answers ${words}`)}
     ${tile("Median time", ms(quantile(buckets, 0.5)), `99 % within ${ms(quantile(buckets, 0.99))}; all models, ${now ? `last ${whole(seconds)} s` : "since start"}`)}
     ${tile("Requests refused or failed", whole(last.refused + last.failed), `${whole(last.failed)} failed in the service (5xx); all models since start`)}
     ${tile("Rows waiting", whole(last.queued), `${whole(rejected)} not scored since start`)}
@@ -200,7 +200,7 @@ function Rates({ readings, marks }) {
   return html`<section class="card" aria-label="Rates"><h2>Answers a second</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
     : html`<${Chart} say="Answers a second, and those that the adjustment changed, over the last minutes" data=${data} marks=${marks} height=${180} x=${{ time: true }}
-        y=${{ values: rateText, range: (_, __, max) => [0, Math.max(1, max * 1.25)] }}
+        y=${{ values: (v) => (v < 10 ? String(Number(v.toFixed(2))) : whole(v)), range: (_, __, max) => [0, Math.max(1, max * 1.25)] }}
         series=${[{ label: "all", stroke: "accent" }, { label: "changed by the adjustment", stroke: "alert" }]} />`}</section>`;
 }
 

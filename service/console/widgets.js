@@ -5,7 +5,7 @@ import { Problem } from "./api.js";
 import { NeedsKey } from "./who.js";
 
 export const percent = (p, digits = 1) =>
-  p === null || p === undefined || Number.isNaN(p) ? "–" : `${(100 * p).toFixed(p < 0.0995 && p > 0 ? Math.max(digits, 1) : digits)} %`;
+  p === null || p === undefined || Number.isNaN(p) ? "–" : `${(100 * p).toFixed(p < 0.0995 && p > 0 ? Math.max(digits, 1) : digits)}\u00a0%`;
 
 export const whole = (n) => (n === null || n === undefined ? "–" : Math.round(n).toLocaleString("en"));
 

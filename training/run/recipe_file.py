@@ -144,7 +144,9 @@ def _number(where: str, key: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise WrongUse(f"{where}: {key} has {len(str(value))} digits; expected fewer") from None
+        raise WrongUse(
+            f"{where}: {key} has {len(str(value))} digits; expected a number below 1.8e308"
+        ) from None
 
 
 def _written(value: Any) -> str:

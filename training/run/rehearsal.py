@@ -280,9 +280,9 @@ def _try_other_batches(recipe: Recipe, ready: Prepared, network: nn.Module, file
             check_agreement(file, graph_feeds(ready.data, rows), expected)
         except RunFailed as error:
             raise RunFailed(
-                f"network {recipe.network}: its ONNX file takes {ROWS} rows at a time, and not "
-                f"{count}; nothing was trained. In its forward, use x.flatten(1) or -1 for the "
-                f"number of rows, and neither int(x.shape[0]) nor len(x): {error}"
+                f"network {recipe.network}: its ONNX file takes {ROWS} rows at a time, but not "
+                f"{count}; nothing was trained. In its method forward, write x.flatten(1), or -1 "
+                f"for the number of rows, instead of int(x.shape[0]) or len(x): {error}"
             ) from error
 
 

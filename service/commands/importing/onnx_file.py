@@ -235,8 +235,8 @@ def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphI
     if dtype is None:
         kind = str(TensorProto.DataType.Name(tensor.elem_type)).lower()
         raise ImportRefused(
-            f"input '{item.name}' is {kind}; expected one of {', '.join(DTYPES.values())}: export "
-            "the model with one of these, and a Cast behind it"
+            f"input '{item.name}' is {kind}; expected one of {', '.join(DTYPES.values())}; export "
+            "the model with an input of such a type, and let a Cast node convert it"
         )
     if not tensor.HasField("shape") or not tensor.shape.dim:
         raise ImportRefused(

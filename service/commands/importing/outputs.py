@@ -220,8 +220,8 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
         return given
     if not np.isfinite(values).all():
         raise ImportRefused(
-            f"output '{name}' holds NaN or infinity for random rows, so that its kind cannot be "
-            "found: give --output-kind"
+            f"output '{name}' holds NaN or infinity for random rows, which do not show what kind "
+            "of output it is; name the kind with --output-kind"
         )
     between = _not_negative(values) and _not_negative(1 - values)
     if table.form == "column":

@@ -70,7 +70,9 @@ KeptAt: TypeAlias = tuple[str, int, str, int]
 
 
 class KeptAnswers(NamedTuple):
-    """The answers of one worker to one model version. `keeper` is its replica and slot."""
+    """The answers that one worker gave for one model version. `keeper` names the worker by its
+    replica and slot.
+    """
 
     model: str
     version: int

@@ -130,7 +130,7 @@ def test_inputs_have_defaults_in_a_file_of_the_oldest_format_too(tmp_path, expor
     ("name", "out", "words"),
     [
         ("classes.txt", "classes.txt", "is there already and no .onnx file; name another file"),
-        ("labels.txt", "m.onnx", "has other labels; export into another folder"),
+        ("labels.txt", "m.onnx", "with other labels; export into another folder"),
     ],
 )
 def test_a_file_of_another_kind_is_not_replaced(tmp_path, export, name, out, words):

@@ -111,7 +111,7 @@ def test_a_preview_tells_what_would_change_and_stores_nothing(open_page, traffic
     page.get_by_role("button", name="Preview on recent traffic").click()
     page.wait_for_selector("text=Answers that would change")
     row = page.locator(".preview tbody tr", has_text="t-shirt").locator(".number").all_inner_texts()
-    assert row[1] == "0.0 %"
+    assert row[1] == "0.0\N{NO-BREAK SPACE}%"
     assert httpx.get(f"{traffic.url}/models/fashion/priors/{name}").json()["revision"] == 1
 
 
@@ -168,9 +168,10 @@ def test_a_share_is_shown_as_nothing_only_when_it_is_nothing(open_page):
             return [0, 1e-12, 2.2e-8, 4e-6, 2e-4, 0.0123, 0.5].map(fine);
         }"""
     )
-    assert shown == [
-        "0.0 %", "1.0e-10 %", "0.0000022 %", "0.0004 %", "0.0200 %", "1.2 %", "50.0 %",
-    ]  # fmt: skip
+    numbers = ["0.0", "1.0e-10", "0.0000022", "0.0004", "0.0200", "1.2", "50.0"]
+    assert shown == [f"{number}\N{NO-BREAK SPACE}%" for number in numbers], (
+        "no line ends before the sign"
+    )
 
 
 def test_a_preview_of_what_is_in_force_names_no_class(open_page, traffic, name):
@@ -218,6 +219,9 @@ def test_history_goes_back_to_nothing_stored_and_from_there_to_a_revision_again(
     page.get_by_role("button", name="Go back to 1").click()
     page.wait_for_selector("text=Revision 3 is now in force")
     page.locator(".history tr", has_text="= revision 1").wait_for()
+    page.locator(".history tr", has_text="as in force").wait_for()  # revision 1
+    backs = page.get_by_role("button", name="Go back to").all_inner_texts()
+    assert len(backs) == 1, "to nothing stored; revision 1 equals the one in force"
     httpx.delete(path).raise_for_status()
 
 

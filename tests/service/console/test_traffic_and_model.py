@@ -76,7 +76,7 @@ def test_the_model_page_shows_the_scores_of_its_report(open_page, served):
     text = table.inner_text()
     for tau in ("0", "1", "chosen"):
         error = report["test"]["at_tau"][tau]["balanced_error"]
-        assert f"{100 * error:.1f} %" in text
+        assert f"{100 * error:.1f}\N{NO-BREAK SPACE}%" in text
     assert f"n = {report['test']['n']:,}" in text
 
 
@@ -149,6 +149,23 @@ def test_traffic_opens_on_the_last_fifteen_minutes_that_the_service_remembers(op
         assert sum(map(int, answers.all_inner_texts())) == 40
         page.get_by_label("counted").select_option("start")
         page.wait_for_selector("text=of 40 answers since the service started")
+        page.close()
+
+
+def test_a_key_that_is_given_on_traffic_brings_the_last_fifteen_minutes(open_page, tmp_path):
+    from service.api.edge.keys import make_key
+
+    publish_model(tmp_path / "models")
+    given, key = make_key("night-shift", ["predict", "observe"])
+    headers = {"Authorization": f"Bearer {given}"}
+    body = {"instances": [[0.0] * FEATURES] * 40}
+    open_page.allow("401")
+    with running(tmp_path / "models", api_keys=key.line()) as server:
+        httpx.post(f"{server.url}/predict", json=body, headers=headers).raise_for_status()
+        page = open_page("/#/traffic", base=server.url)
+        page.get_by_label("API key").fill(given)
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("text=of 40 answers in the last 15 minutes")
         page.close()
 
 

@@ -71,7 +71,7 @@ def shown(page):
     names = page.locator(".before-after tbody th .name").all_inner_texts()
     numbers = [row.locator(".number").all_inner_texts() for row in rows.all()]
     return {
-        name: tuple(float(n.removesuffix(" %")) / 100 for n in pair)
+        name: tuple(float(n.removesuffix("\N{NO-BREAK SPACE}%")) / 100 for n in pair)
         for name, pair in zip(names, numbers, strict=True)
     }
 
@@ -242,7 +242,7 @@ def test_a_model_of_named_columns_has_a_form_and_takes_a_csv_by_its_header(
         form.get_by_role("button").click()
         page.wait_for_selector(".verdict")
         shown = page.locator(".before-after tbody .number.quiet").all_inner_texts()
-        assert shown == [f"{100 * p:.1f} %" for p in table_probabilities()[0]]
+        assert shown == [f"{100 * p:.1f}\N{NO-BREAK SPACE}%" for p in table_probabilities()[0]]
         assert form.get_by_label("fare").input_value() == "7.25", (
             "to change one value and ask again"
         )
@@ -288,7 +288,7 @@ def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_eac
         for tau in (0.0, 1.0, 2.5):
             page.get_by_label("τ as a number").fill(str(tau))
             shown.get_by_text(f"Balanced error at τ = {tau:.2f}").wait_for()
-            reported = shown.locator("b").first.inner_text().removesuffix(" %")
+            reported = shown.locator("b").first.inner_text().removesuffix("\N{NO-BREAK SPACE}%")
             assert float(reported) == pytest.approx(100 * error_at(tau), abs=0.051)
         cells = shown.locator(".confusion td").all_inner_texts()
         assert sum(int(cell) for cell in cells if cell) == 60

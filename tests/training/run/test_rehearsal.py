@@ -55,7 +55,7 @@ ODD = "tests.support.odd_networks"
         ("endless", "returns NaN or infinity before it is trained"),
         (
             "fixed",
-            r"its ONNX file takes 2 rows at a time, and not 1; nothing was .* x.flatten\(1\)",
+            r"its ONNX file takes 2 rows at a time, but not 1; nothing was .* x.flatten\(1\)",
         ),
         ("branching", "cannot be exported to ONNX: .*; nothing was trained"),
         ("raising", "the factory raised OSError: no route to the weights"),
