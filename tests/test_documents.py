@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from service import settings
+from service.api.openapi import titles
 from service.contract import bundle
 from service.contract.inputs.spec import InputSpec
 from service.observe import families
@@ -44,6 +45,18 @@ def test_every_metric_is_documented(text, name):
 )
 def test_every_field_of_model_json_is_documented(name):
     assert f"`{name}`" in (ROOT / "models/README.md").read_text(encoding="utf-8")
+
+
+NAMED = {"/models/fashion": "/models/{}", "/models/NAME": "/models/{}"}
+"""What documents write for a model in a path."""
+
+
+@pytest.mark.parametrize("operation", titles.OPERATIONS)
+def test_every_route_is_documented(text, operation):
+    for written, meant in NAMED.items():
+        text = text.replace(written, meant)
+    path = re.sub(r"\{[^}]*\}", "{}", operation.partition(" ")[2])
+    assert path in re.sub(r"\{[^}]*\}", "{}", text)
 
 
 def _tracked(*patterns):

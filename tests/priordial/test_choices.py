@@ -1,11 +1,14 @@
 """The help of `train fit` and `train compare` lists every name that their flags take."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
+from tests.documents.blocks import ROOT
 from training.commands import choices
+from training.data.sources.load import FORMS
 from training.learning.losses import LOSSES
 from training.learning.networks import NAMES
 from training.learning.samplers import SAMPLERS
@@ -24,6 +27,19 @@ from training.studies.methods import METHODS
 )
 def test_every_name_that_a_flag_takes_has_a_line(listed, taken):
     assert sorted(listed) == sorted(taken)
+
+
+@pytest.mark.parametrize(
+    ("names", "page"),
+    [([*LOSSES, *SAMPLERS], "docs/methods.md"), (FORMS, "docs/training.md")],
+    ids=["losses and samplers", "forms of --data"],
+)
+def test_every_name_has_a_row_in_its_page(names, page):
+    rows = [
+        line for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("| `")
+    ]
+    found = {cell for row in rows for cell in re.findall(r"`([\w+-]+)", row.split(" | ")[0])}
+    assert [name for name in names if name not in found] == []
 
 
 @pytest.mark.parametrize(
