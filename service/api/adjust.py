@@ -16,7 +16,7 @@ from service.api.content import (
     instances_of,
     is_json,
     is_large,
-    rows_of_objects,
+    rows_or_images,
 )
 from service.api.edge.errors import Problem
 from service.api.edge.request import Answer, Later, Request
@@ -163,9 +163,8 @@ class Adjust:
             values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
         elif values is None:
             instances = instances_of(document)
-            if isinstance(instances[0], dict) and not model.bundle.input.columns:
-                instances = rows_of_objects(instances, model.bundle)
-            if isinstance(instances[0], dict) and not model.bundle.input.columns:
+            instances, are_images = rows_or_images(instances, model.bundle)
+            if are_images:
                 content = Content.of_instances(instances)
             else:
                 are_numbers = not may_hold_strings(body)

@@ -74,18 +74,15 @@ class Content:
 
     @classmethod
     def of_instances(cls, instances: list[Any]) -> "Content":
-        """Take JSON instances, each of the form {"b64": …}. Raises InvalidInput."""
+        """Take JSON instances, each an image in base64 or {"b64": …}. Raises InvalidInput."""
         images = []
         for row, item in enumerate(instances):
-            if (
-                not isinstance(item, dict)
-                or set(item) != {"b64"}
-                or not isinstance(item["b64"], str)
-            ):
+            image = item["b64"] if isinstance(item, dict) and item.keys() == {"b64"} else item
+            if not isinstance(image, str):
                 raise InvalidInput(
                     f'instance {row} is {short(item)}; expected {{"b64": "…"}}, an image in base64'
                 )
-            images.append(item["b64"])
+            images.append(image)
         return cls(images, NO_PARAMETERS)
 
     async def decoded_images(
@@ -209,7 +206,20 @@ def rows_by_name(instances: list[Any], bundle: Bundle) -> list[Any]:
     return [row[0] for row in rows] if bundle.input.kind == "text" and len(names) == 1 else rows
 
 
-def rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
+def rows_or_images(instances: list[Any], bundle: Bundle) -> tuple[list[Any], bool]:
+    """Return the rows of JSON instances, and whether they are images in base64.
+
+    Raises InvalidInput.
+    """
+    if bundle.input.columns:
+        return instances, False
+    if isinstance(instances[0], dict):
+        instances = _rows_of_objects(instances, bundle)
+    is_text = bundle.input.kind == "image" and isinstance(instances[0], str)
+    return instances, is_text or isinstance(instances[0], dict)
+
+
+def _rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
     """Turn objects, sent to a model with one input, into its rows. Objects that hold images stay.
 
     An object has a value for each column name, or the row under the name of the input, as
@@ -230,10 +240,10 @@ def rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
 
 
 def _only_image(instance: Any) -> Any:
-    """The {"b64": …} under the only name of an instance; the instance itself if it is another."""
+    """The image under the only name of an instance; the instance itself if it is another."""
     if isinstance(instance, dict) and len(instance) == 1:
         (value,) = instance.values()
-        if isinstance(value, dict):
+        if isinstance(value, dict | str) and "b64" not in instance:
             return value
     return instance
 

@@ -192,7 +192,7 @@ def _split_frame(member: str, given: Any, bundle: Bundle) -> Any:
             f"{member} has an unknown member '{unknown[0][:60]}'; expected columns, data and index"
         )
     columns, data = given.get("columns"), given["data"]
-    if columns is None or (_are_positions(columns) and not _takes_one_text(bundle)):
+    if columns is None or (_are_positions(columns) and not _takes_one_value(bundle)):
         return data
     if not isinstance(columns, list) or len({str(name) for name in columns}) != len(columns):
         raise Malformed(f"the columns of {member} are {short(columns)}; expected different names")
@@ -217,7 +217,7 @@ def _are_positions(columns: Any) -> bool:
 def _records(given: Any, bundle: Bundle) -> Any:
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         raise Malformed(f"dataframe_records is {short(given)}; expected a list of objects")
-    if given and all(_are_positions(list(row)) for row in given) and not _takes_one_text(bundle):
+    if given and all(_are_positions(list(row)) for row in given) and not _takes_one_value(bundle):
         return [list(row.values()) for row in given]
     return _ordered(given, bundle)
 
@@ -244,7 +244,7 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     """
     if bundle.input.columns:
         return rows
-    if _takes_one_text(bundle):
+    if _takes_one_value(bundle):
         only = _only_column(rows)
         if only is not None:
             return only
@@ -253,8 +253,10 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     return rows_by_name(rows, bundle)
 
 
-def _takes_one_text(bundle: Bundle) -> bool:
-    return bundle.input.kind == "text" and texts_per_row(bundle.input) == 1
+def _takes_one_value(bundle: Bundle) -> bool:
+    """Whether a row is one text, or an image."""
+    spec = bundle.input
+    return spec.kind == "image" or (spec.kind == "text" and texts_per_row(spec) == 1)
 
 
 def _only_column(rows: list[dict[str, Any]]) -> list[Any] | None:

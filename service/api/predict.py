@@ -23,7 +23,7 @@ from service.api.content import (
     is_json,
     is_large,
     may_pin,
-    rows_of_objects,
+    rows_or_images,
 )
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
@@ -188,11 +188,11 @@ class Predict:
             instances = instances_of_columns(document, max_rows=most)
         if not instances or not isinstance(instances, list):
             instances = instances_of(document)  # raises an error that says why
-        if not isinstance(instances[0], dict) or bundle.input.columns:
+        if isinstance(instances[0], list) or bundle.input.columns:
             are_numbers = not may_hold_strings(body)
             return array_of(instances, bundle.input, are_numbers=are_numbers), None
-        rows = rows_of_objects(instances, bundle)
-        if isinstance(rows[0], dict):
+        rows, are_images = rows_or_images(instances, bundle)
+        if are_images:
             return None, Content.of_instances(rows)
         return array_of(rows, bundle.input), None
 

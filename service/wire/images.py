@@ -17,6 +17,7 @@ from service.contract.inputs.spec import InputSpec
 from service.contract.resources import available_memory
 from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
+from service.wire.shown import short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,9 +90,11 @@ def from_base64(text: str, row: int) -> bytearray:
     remedy = "expected A-Z, a-z, 0-9, '+', '/' and padding '='"
     if text.startswith("data:"):
         remedy = "it is a data URL; expected only what follows ';base64,'"
+    elif text.startswith(("http://", "https://")):
+        remedy = "it is a URL, which the service does not fetch; send the image itself"
     elif "-" in text or "_" in text:
         remedy += " (URL-safe base64 has '-' and '_' instead)"
-    raise InvalidImage(f"instance {row}: b64 is not base64; {remedy}")
+    raise InvalidImage(f"instance {row} is {short(text)}, which is not base64; {remedy}")
 
 
 def _from_pieces(text: str) -> bytearray:

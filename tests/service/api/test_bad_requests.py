@@ -247,12 +247,14 @@ def test_a_body_for_a_model_of_images_that_is_wrong(refused, status, kind, body,
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        ([{"b64": "%%"}], "instance 0: b64 is not base64; expected A-Z"),
+        ([{"b64": "%%"}], "instance 0 is '%%', which is not base64; expected A-Z"),
+        (["https://127.0.0.1/a.png"], "not base64; it is a URL, which the service"),
         ([{"b64": 7}], 'instance 0 is an object; expected {"b64": "…"}'),
-        ([{"b65": "aGk="}], "instance 0 is an object; expected"),
+        ([{"b65": "aGk="}], "image 0 is not a JPEG, PNG or WebP image"),
+        ([{"b65": "aGk=", "b": 1}], "instance 0 is an object; expected"),
         ([{"b64": base64.b64encode(png()).decode()}, [1]], "instance 1 is a list; expected"),
         ([{"b64": base64.b64encode(png()[:-20]).decode()}], "image 0 is truncated"),
-        (["a string"], "instance 0 is 'a string'; expected numbers"),
+        (["a string"], "instance 0 is 'a string', which is not base64; expected A-Z"),
     ],
 )
 def test_json_instances_for_a_model_of_images_that_are_wrong(refused, instances, message):
@@ -342,6 +344,18 @@ def test_images_may_come_alone_in_a_form_or_in_json(client):
     assert client.post(url, json=body).json() == form
     body["instances"] = [{"image_bytes": each} for each in instances]
     assert client.post("/v1/models/image:predict", json=body).json() == form
+    texts = [each["b64"] for each in instances]
+    for rows in (texts, [{"image": each} for each in texts], [texts[0], instances[1]]):
+        assert client.post(url, json={**body, "instances": rows}).json() == form
+    for rows in (
+        {"input_data": {"columns": ["image"], "index": [0, 1], "data": texts}},
+        {"input_data": texts},
+        {"dataframe_split": {"columns": [0], "data": [[each] for each in texts]}},
+        {"dataframe_records": [{"image": each} for each in texts]},
+        {"inputs": {"image": texts}},
+    ):
+        made = client.post("/v1/models/image:predict", json={**rows, "parameters": parameters})
+        assert made.json() == form, rows
     pixels = np.asarray(Image.open(io.BytesIO(png()))).tolist()
     single = client.post(url, json={"instances": [pixels], "parameters": parameters}).json()
     assert single["predictions"] == form["predictions"][:1]
