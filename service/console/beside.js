@@ -6,10 +6,10 @@ import { Failed, Loading, percent, useLoaded } from "./widgets.js";
 
 const TOP = 5;
 
-/** Every other loaded version, as [{name, version}]; those of the same model first. */
+/** Every other loaded version that takes this kind of input, as [{name, version}]; those of the same model first. */
 async function others(bundle, signal) {
   const { models } = await getJson("models", { signal });
-  const all = models.flatMap((m) => m.versions.map((version) => ({ name: m.name, version })));
+  const all = models.filter((m) => m.input === bundle.input.kind).flatMap((m) => m.versions.map((version) => ({ name: m.name, version })));
   const here = (m) => m.name === bundle.name;
   return all.filter((m) => !(here(m) && m.version === bundle.version)).sort((a, b) => here(b) - here(a));
 }
@@ -38,7 +38,7 @@ function Answer({ at, input, tau, prior }) {
     },
     [at.name, at.version, asked],
   );
-  if (found.error) return html`<${Failed} error=${found.error} again=${found.again} />`;
+  if (found.error) return html`<div><p>${at.name} version ${at.version}:</p><${Failed} error=${found.error} again=${found.again} /></div>`;
   if (!found.value) return html`<${Loading} what="its answer" />`;
   const [was, is] = found.value.results.map((r) => r.predictions[0]);
   return html`<div role="status" aria-label=${`The answer of ${at.name} version ${at.version}`}><p>${at.name} version ${at.version} answers <b>${is.label}</b> (${percent(is.probability)})${was.label === is.label ? "" : html`, <s>${was.label}</s> as trained`}.</p>

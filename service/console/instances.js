@@ -11,7 +11,7 @@ export const fromSample = (sample, i) => ({
   picture: sample.png && `data:image/png;base64,${sample.png}`,
   instance: sample.instance ?? { b64: sample.png },
   blob: sample.instance === undefined ? new Blob([bytesOf(sample.png)], { type: "image/png" }) : undefined,
-  short: sample.instance !== undefined && !sample.png ? String(sample.instance).slice(0, 40) : "",
+  short: sample.instance !== undefined && !sample.png ? String(sample.instance).slice(0, 80) : "",
 });
 
 /** An input from an image file. */
@@ -26,4 +26,4 @@ export async function fromFile(file) {
 }
 
 /** An input that the user wrote or drew on the page. */
-export const own = (name, instance, more = {}) => ({ id: `own-${++made}`, own: true, name, instance, short: String(instance).slice(0, 40), ...more });
+export const own = (name, instance, more = {}) => ({ id: `own-${++made}`, own: true, name, instance, short: String(instance).slice(0, 80), ...more });

@@ -59,7 +59,7 @@ export function tableOf(content, { fields, byName = false, names }) {
     if (byHead ? row.length !== head.length : cells.length !== fields.length) problems.push(`line ${line}: ${row.length} cells; expected ${byHead ? head.length : `${fields.length}, or ${fields.length + 1} with the class`}`);
     else if (wrong >= 0) problems.push(`line ${line}: '${cells[wrong]}' is not a number`);
     else if (label !== undefined && !known.has(label)) problems.push(`line ${line}: '${label}' is not a class of the model`);
-    else if (inputs.length < MOST_ROWS) inputs.push(own(`Row ${n + 1}`, instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 40), ...(label === undefined ? {} : { label }) }));
+    else if (inputs.length < MOST_ROWS) inputs.push(own(`Row ${n + 1}`, instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 80), ...(label === undefined ? {} : { label }) }));
   });
   return { inputs, problems, left: Math.max(0, rows.length - (header ? 1 : 0) - problems.length - inputs.length) };
 }
@@ -73,7 +73,7 @@ export function Row({ fields, byName, start, add }) {
     const values = fields.map((field) => valueOf(cells[field.name] ?? "", field));
     const wrong = values.findIndex((value) => value === undefined);
     setProblem(wrong < 0 ? "" : `${fields[wrong].name}: expected a number${cells[fields[wrong].name] ? `, not '${cells[fields[wrong].name]}'` : ""}.`);
-    if (wrong < 0) add([own("Your row", instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 40) })]);
+    if (wrong < 0) add([own("Your row", instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 80) })]);
   };
   return html`<form class="row-form" aria-label="Your row" onSubmit=${score}>
     <div class="fields">${fields.map((field) => html`<label>${field.name}

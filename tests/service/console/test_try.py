@@ -290,6 +290,9 @@ def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_eac
             shown.get_by_text(f"Balanced error at τ = {tau:.2f}").wait_for()
             reported = shown.locator("b").first.inner_text().removesuffix("\N{NO-BREAK SPACE}%")
             assert float(reported) == pytest.approx(100 * error_at(tau), abs=0.051)
+        tile = page.locator(".sample").first
+        across = "(e) => e.querySelector('.excerpt').getBoundingClientRect().right"
+        assert tile.evaluate(across) <= tile.locator(".tick").bounding_box()["x"], "none hidden"
         cells = shown.locator(".confusion td").all_inner_texts()
         assert sum(int(cell) for cell in cells if cell) == 60
         page.screenshot(path=screenshots / "try-labelled.png", full_page=True)
@@ -346,6 +349,7 @@ def test_another_model_answers_the_same_input_beside_the_one_of_the_page(open_pa
     page.wait_for_selector(".verdict")
     page.get_by_text("Compare with other models or versions").click()
     page.get_by_text("fashion-la version 2").click()
+    assert page.get_by_text("digits version 2").count() == 0, "it takes no images"
     shown = page.get_by_label("The answer of fashion-la version 2")
     for tau in (0.0, 1.5):
         page.get_by_label("τ as a number").fill(str(tau))
