@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from service.contract.bundle import Bundle, load_bundle, models_of
+from service.contract.bundle import Bundle, load_bundle, misplaced, models_of
 from service.contract.resources import available_threads
 from service.graph import providers, session
 from service.observe.traces import TracesUnavailable, open_traces
@@ -109,6 +109,8 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
     there, unreadable = models_of(models)
     for name, reason in unreadable.items():
         yield (False, f"model {name}", reason), None
+    for reason in misplaced(models):
+        yield (None, "models", f"{reason}; it is not served"), None
     if not there and not unreadable:
         fine = None if settings.allow_no_models else False
         text = f"'{settings.models}' has no model (--allow-no-models starts without one)"

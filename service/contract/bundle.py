@@ -329,6 +329,24 @@ def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     return {name: numbers for name, numbers in found.items() if numbers}, unreadable
 
 
+def misplaced(folder: Path) -> list[str]:
+    """Say what is wrong with each part of a model in the folder of all models that is no version:
+    its files lie in the model's own folder, or in one that is not named as a version is.
+
+    Hidden folders are left out: a model that is being published lies in one.
+    """
+    told = []
+    for file in (MANIFEST_FILE, MODEL_FILE):
+        for found in sorted(folder.glob(f"[!.]*/{file}")):
+            right = found.parent / "1" / file
+            told.append(f"'{found}' is in the folder of no version; expected '{right}'")
+        for found in sorted(folder.glob(f"[!.]*/[!.]*/{file}")):
+            reason = f"'{found.parent}' is not named as a version is; expected 1, 2, 3 …"
+            if not is_version(found.parent.name) and reason not in told:
+                told.append(reason)
+    return told
+
+
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     """Validate the text of a model.json. Raises InvalidBundle naming every wrong field."""
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
@@ -369,6 +387,11 @@ def load_bundle(folder: Path) -> Bundle:
             raise InvalidBundle(
                 f"{folder}: a link to '{folder.readlink()}', which leads to no folder; link it "
                 "to a published version, or remove it"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise InvalidBundle(
+                f"{folder}: has no {MANIFEST_FILE}; publish the model with `priordial import "
+                "FILE.onnx`, which writes it"
             ) from error
         raise InvalidBundle(
             f"{manifest}: {error.strerror}; expected a file that this user can read"

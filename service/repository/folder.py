@@ -1,19 +1,23 @@
 """The folder of all models: which models and versions it holds."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.contract.bundle import MANIFEST_FILE, check_model_name, models_of, versions
+from service.contract.bundle import check_model_name, misplaced, models_of, versions
 from service.contract.nearest import did_you_mean
 from service.repository.on_demand import UnknownModel, size_of
 
+logger = logging.getLogger(__name__)
+
 
 class ModelFolder:
-    """Reads the folder `NAME/VERSION` anew at each call; nothing is kept."""
+    """Reads the folder `NAME/VERSION` anew at each call."""
 
     def __init__(self, path: Path) -> None:
         """path: the folder; it may be missing."""
         self.path = path
+        self._told: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the name of every model that has a version, in order; see `unreadable`."""
@@ -23,13 +27,18 @@ class ModelFolder:
         """Return why a model's folder cannot be listed, by the model's name, for each such one."""
         return models_of(self.path)[1]
 
-    def misnamed(self) -> str:
-        """Return which folder of a version has no version's name; empty if there is none."""
-        for manifest in sorted(self.path.glob(f"*/*/{MANIFEST_FILE}")):
-            hidden = manifest.parent.name.startswith(".")  # a model that is being published
-            if not hidden and not self.versions(manifest.parent.parent.name):
-                return f"'{manifest.parent}' is not named as a version is; expected 1, 2, 3 …"
-        return ""
+    def misplaced(self) -> list[str]:
+        """Say what is wrong with each part of a model that is no version, so that nobody waits for
+        it to be served; see `service.contract.bundle.misplaced`.
+        """
+        return misplaced(self.path)
+
+    def tell_misplaced(self) -> None:
+        """Log once each part of a model that is no version."""
+        found = set(self.misplaced())
+        for reason in sorted(found - self._told):
+            logger.warning("%s; it is not served: move it, then reload (SIGHUP)", reason)
+        self._told = found
 
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model, oldest first.

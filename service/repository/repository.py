@@ -178,9 +178,9 @@ class Repository:
         """Return the name of every folder that holds a version, loaded or not."""
         return self._folder.names()
 
-    def misnamed(self) -> str:
-        """Return which folder is not named as a version is; empty if there is none."""
-        return self._folder.misnamed()
+    def misplaced(self) -> list[str]:
+        """Say what is wrong with each part of a model in the folder that is no version."""
+        return self._folder.misplaced()
 
     def on_disk(self) -> list[tuple[str, int, str]]:
         """Return (name, version, why it does not serve) of every version in the folder.
@@ -228,6 +228,7 @@ class Repository:
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops) - unreadable:
             self._unserve(name)
         self._book.close_orders(arrived)
+        await asyncio.to_thread(self._folder.tell_misplaced)
         await asyncio.to_thread(return_memory)
 
     def _update_faults(self) -> set[str]:

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.contract.nearest import did_you_mean
+
 ROLES = ("predict", "operate", "observe")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "priordial_"
@@ -101,8 +103,15 @@ def _parse_line(line: str, where: str) -> Key:
             "most 64"
         )
     unknown = sorted(set(roles.split(",")) - set(ROLES))
+    if "" in unknown:
+        raise InvalidKeys(
+            f"{where}: a role is missing beside a comma; write ROLE,ROLE without blanks"
+        )
     if unknown:
-        raise InvalidKeys(f"{where}: unknown role '{unknown[0][:20]}'; expected {', '.join(ROLES)}")
+        raise InvalidKeys(
+            f"{where}: unknown role '{unknown[0][:20]}'; expected {', '.join(ROLES)}"
+            f"{did_you_mean(unknown[0][:20], ROLES)}"
+        )
     if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", digest):
         raise InvalidKeys(f"{where}: expected sha256: and 64 hex digits (a hash, never a key)")
     per_second = None

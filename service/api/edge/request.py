@@ -208,4 +208,9 @@ def not_http(data: "memoryview[int]", error: Exception) -> str:
         return "the bytes received begin TLS, and this port has plain HTTP; use http://, or a proxy"
     if begin.startswith(b"PRI * HTTP/2"):
         return "the bytes received begin HTTP/2; expected HTTP/1.1, so set the client to that"
+    if begin.startswith((b"PROXY ", b"\r\n\r\n\x00\r\nQUIT")):
+        return (
+            "the bytes received begin with the PROXY protocol; let the proxy send HTTP only "
+            "(HAProxy: without send-proxy)"
+        )
     return f"the bytes received are not an HTTP/1.1 request: {error}"

@@ -52,8 +52,10 @@ def parse_store_url(text: str) -> URL:
         raise InvalidStoreUrl(f"the store is {shown}; {expected}{'' if '@' in text else file}")
     try:
         url = make_url(store_url(text))
-    except ArgumentError:
-        raise InvalidStoreUrl(f"the store's URL cannot be read; {expected}") from None
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        raise InvalidStoreUrl(
+            f"the store's URL cannot be read; {expected}, with a port in digits if any"
+        ) from None
     if "@" in (url.host or ""):  # the end of the password, which would stand in the log
         raise InvalidStoreUrl("the store's URL has two '@'; write the one of the password as %40")
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):

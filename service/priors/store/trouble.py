@@ -1,5 +1,6 @@
 """Maps the errors of database drivers to kinds of StoreUnavailable."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,23 @@ _ADVICE: dict[StoreTrouble, str] = {
 }
 
 
+_REFUSED: tuple[tuple[str, str], ...] = (
+    (
+        r"password authentication failed|not permitted to log in|no pg_hba|role .* does not exist",
+        "check the user and the password in --store, and what the server permits them",
+    ),
+    (
+        r"too many (clients|connections)|connection slots are reserved",
+        "raise the server's limit of connections, or end some of them",
+    ),
+    (
+        "in a read-only transaction",
+        "name the primary and no standby with --store, and unset default_transaction_read_only",
+    ),
+)
+"""What to do where PostgreSQL's words tell more than its kind of error."""
+
+
 @contextmanager
 def typed_trouble() -> Iterator[None]:
     """Turn every failure of the database into StoreUnavailable."""
@@ -75,7 +93,8 @@ def trouble_of(error: Exception) -> StoreUnavailable:
     elif "not a database" in words:
         advice = "expected one that this service made: name another with --store"
     else:
-        advice = _ADVICE.get(kind, "")
+        told = (advice for pattern, advice in _REFUSED if re.search(pattern, words))
+        advice = next(told, _ADVICE.get(kind, ""))
     return StoreUnavailable(kind, f"{words}; {advice}" if advice else words)
 
 

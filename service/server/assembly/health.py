@@ -65,9 +65,8 @@ class ServiceHealth:
             return f"no model is served yet, and it is tried again: {self._mirror.fault}"
         for reason in self._repository.faults.values():
             return f"no model is served: {reason}; correct this, then load the model again"
-        misnamed = self._repository.misnamed()
-        if misnamed:
-            return f"no model is served: {misnamed}; rename it, and load the model (SIGHUP)"
+        for reason in self._repository.misplaced():
+            return f"no model is served: {reason}; move it, and load the model (SIGHUP)"
         return (
             f"no model is served from '{self._settings.models}': publish one there "
             f"({self._how_to_publish()}) and load it "

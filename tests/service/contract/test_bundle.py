@@ -218,7 +218,7 @@ def test_external_data_is_verified_too_and_reports_are_not(tmp_path):
 
 
 def test_a_manifest_that_is_missing_no_file_or_oversized_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(InvalidBundle, match="No such file"):
+    with pytest.raises(InvalidBundle, match=r"has no model\.json; publish the model with"):
         load_bundle(tmp_path)
     os.mkfifo(tmp_path / "model.json")
     with pytest.raises(InvalidBundle, match=r"model\.json: not a file"):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from service.contract.nearest import did_you_mean, nearest_path
 
 
@@ -35,3 +37,22 @@ def test_nothing_is_offered_where_no_part_of_a_path_exists_or_its_folder_cannot_
 def test_a_link_that_leads_nowhere_is_not_offered_in_its_own_place(tmp_path):
     (tmp_path / "keys").symlink_to("keys")
     assert nearest_path(tmp_path / "keys") == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("~/models", "; only a shell replaces ~ and $NAME, so write the whole path"),
+        ("$HOME/models", "; only a shell replaces ~ and $NAME, so write the whole path"),
+        ("s3:/bucket/models", "; did you mean 's3://bucket/models'?"),
+        ("https:/host/models", "; did you mean 'https://host/models'?"),
+    ],
+)
+def test_a_path_that_was_meant_for_a_shell_or_as_a_url_is_told(path, told):
+    assert nearest_path(Path(path)) == told
+
+
+def test_a_namesake_may_have_a_quote_in_its_name(tmp_path):
+    (tmp_path / "it's models").mkdir()
+    told = nearest_path(tmp_path / "its models" / "fashion")
+    assert told == f"; did you mean '{tmp_path}/it's models/fashion'?"

@@ -1,6 +1,7 @@
 """`service.repository.folder`: which models the folder holds, and what a client's name can do."""
 
 import re
+import shutil
 
 import pytest
 
@@ -65,12 +66,36 @@ def test_a_model_that_is_a_link_to_nothing_is_told(folder):
 
 @pytest.mark.parametrize("name", ["01", "v1", "1.0"])
 def test_a_version_of_another_name_is_told(folder, name):
-    assert folder.misnamed() == ""
+    assert folder.misplaced() == []
     version = folder.version("linear", 1)
     version.rename(version.with_name(name))
     assert folder.names() == []
     told = f"'{version.with_name(name)}' is not named as a version is; expected 1, 2, 3 …"
-    assert folder.misnamed() == told
+    assert folder.misplaced() == [told]
+
+
+def test_parts_of_a_model_that_are_no_version_are_told_once_beside_models_that_serve(
+    folder, caplog
+):
+    folder.tell_misplaced()
+    assert caplog.text == ""
+    version = folder.version("linear", 1)
+    shutil.copytree(version, version.with_name("v2"))
+    shutil.copytree(version, folder.path / ".staging" / "9x")
+    shutil.copytree(version, version.with_name(".2-staging"))
+    shutil.copytree(version, folder.path / "direct")
+    for _ in range(2):
+        folder.tell_misplaced()
+    told = [record.getMessage() for record in caplog.records]
+    moved = "; it is not served: move it, then reload (SIGHUP)"
+    direct = folder.path / "direct"
+    assert told == [
+        f"'{direct}/model.json' is in the folder of no version; expected '{direct}/1/model.json'"
+        + moved,
+        f"'{direct}/model.onnx' is in the folder of no version; expected '{direct}/1/model.onnx'"
+        + moved,
+        f"'{version.with_name('v2')}' is not named as a version is; expected 1, 2, 3 …" + moved,
+    ]
 
 
 def test_a_folder_with_any_entry_is_not_lost(folder):

@@ -206,3 +206,17 @@ def test_a_list_that_every_user_could_add_keys_to_is_told(tmp_path, caplog):
     assert f"the folder of the list of keys '{tmp_path}'" in open_to_others(file)
     tmp_path.chmod(0o1777)  # as Kubernetes mounts a Secret: others may not replace the file
     assert open_to_others(file) is None
+
+
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [
+        ("predcit", "unknown role 'predcit'; .*; did you mean 'predict'?"),
+        ("OPERATE", "unknown role 'OPERATE'; .*; did you mean 'operate'?"),
+        ("operate,", "a role is missing beside a comma; write ROLE,ROLE without blanks"),
+    ],
+)
+def test_a_role_that_is_none_is_told_with_the_nearest(roles, words):
+    line = make_key("ops", ["operate"])[1].line().replace("operate", roles)
+    with pytest.raises(InvalidKeys, match=f"^line 1: {words}".replace("?", "[?]")):
+        parse_keys(line)

@@ -166,6 +166,8 @@ def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, he
             "begin TLS, and this port has",
         ),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "begin HTTP/2; expected HTTP/1.1"),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 5 6\r\n", "begin with the PROXY protocol; let the proxy"),
+        (b"\r\n\r\n\x00\r\nQUIT\n!\x11\x00\x0c", "begin with the PROXY protocol; let the proxy"),
     ],
 )
 def test_another_protocol_is_named(server, begin, message):

@@ -24,6 +24,7 @@ from service.priors.priors import Priors
 from service.priors.revisions import StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
 from service.priors.store.engine import InvalidStoreUrl, SqliteFile
+from service.priors.store.trouble import trouble_of
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
 
@@ -623,8 +624,11 @@ def test_many_that_start_at_once_make_one_schema(store_url):
     assert ids[0]
 
 
+PORT = "postgresql://u:secret@h:port/d"
+
+
 def test_a_url_that_is_no_store_is_refused_without_its_password():
-    for url in ("mysql://u:secret@h/d", "sqlite://", "sqlite:///:memory:", "nonsense", ""):
+    for url in ("mysql://u:secret@h/d", "sqlite://", "sqlite:///:memory:", "nonsense", "", PORT):
         with pytest.raises(InvalidStoreUrl) as caught:
             open_store(url)
         assert "secret" not in str(caught.value)
@@ -680,3 +684,18 @@ def test_a_database_without_an_encoding_keeps_every_text(postgres):
             return found.note, found.by
 
     assert asyncio.run(kept()) == ("für τ", "Zoë")
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ('FATAL: password authentication failed for user "svc"', "check the user and the password"),
+        ('FATAL: role "svc" is not permitted to log in', "check the user and the password"),
+        ('FATAL: too many connections for role "svc"', "raise the server's limit of connections"),
+        ("FATAL: sorry, too many clients already", "raise the server's limit of connections"),
+        ("cannot execute UPDATE in a read-only transaction", "name the primary and no standby"),
+        ("could not connect: Connection refused", "check --store"),
+    ],
+)
+def test_what_a_server_refuses_is_told_with_what_to_do(words, advice):
+    assert f"{words}; {advice}" in str(trouble_of(OSError(words)))
