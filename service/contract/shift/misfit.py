@@ -91,27 +91,39 @@ def misfit_of(
         moved = summed_by(moved, inputs)
     by_rows = moved.T @ moved
     posteriors = ratios * prior / mixed[:, None]
-    spread = by_rows + _of_split(features, posteriors, prior=prior, means=means, counts=counts)
+    by_split = _of_split(features, posteriors, prior=prior, means=means, counts=counts)
+    spread = by_rows + by_split
     unseen = sketch.least_variance(expected) - features.var(axis=0)
     spread[np.diag_indices_from(spread)] += np.maximum(unseen, 0.0) / len(features)
     if doubt.ndim == 2:
         spread += means.T @ doubt @ means
     apart = features.mean(axis=0) - expected
+    weights = _split_weights(prior, counts)
+    alone = float((weights**2 / np.maximum(counts, 1)).sum() / weights.sum() ** 2)
     tests = []
     for part in parts:
         at = np.searchsorted(tested, part)
-        own = np.ix_(at, at)
-        tests.append(_tested(apart[at], spread[own], by_rows[own], observations))
+        chance = [each[np.ix_(at, at)] for each in (spread, by_rows, by_split)]
+        tests.append(_tested(apart[at], *chance, observations=observations, alone=alone))
     p, excess, rows = min(tests, key=lambda test: (test[0], -test[1]))
     return Misfit(p=min(1.0, len(tests) * p), phi2=max(0.0, excess) / len(features), rows=rows)
 
 
-def _tested(apart: Vector, spread: Vector, by_rows: Vector, n: int) -> tuple[float, float, float]:
+def _tested(
+    apart: Vector,
+    spread: Vector,
+    by_rows: Vector,
+    by_split: Vector,
+    *,
+    observations: int,
+    alone: float,
+) -> tuple[float, float, float]:
     """Probability of so large a difference [m] by chance, its statistic less its mean, and rows.
 
-    spread: [m, m] covariance of the difference. by_rows: [m, m] the rows' share of it. n: the
-    observations that it was measured on. rows: n tr(by_rows spread^-1) / m. In a direction drawn
-    at random, a change adds so much less to the statistic than it would if rows alone erred.
+    spread: [m, m] covariance of the difference. by_rows, by_split: [m, m] the shares that the rows
+    and the split have in it. observations: how many rows there are. alone: one over the rows of the
+    split that its share rests on. rows: observations times tr(by_rows spread^-1) / m. In a
+    direction drawn at random, a change adds so much less to the statistic than if rows alone erred.
     """
     values, vectors = np.linalg.eigh(spread)
     kept = values > _SMALLEST_EIGENVALUE * max(float(values[-1]), _SMALLEST_VARIANCE)
@@ -119,11 +131,17 @@ def _tested(apart: Vector, spread: Vector, by_rows: Vector, n: int) -> tuple[flo
     if degrees == 0:
         return 1.0, 0.0, 0.0
     axes = vectors[:, kept]
-    shares = np.einsum("ik,ij,jk->k", axes, by_rows, axes) / values[kept]
-    rows = n * float(shares.mean())
+    ours, splits = (
+        float((np.einsum("ik,ij,jk->k", axes, some, axes) / values[kept]).mean())
+        for some in (by_rows, by_split)
+    )
+    rows = observations * ours
+    # Welch and Satterthwaite count the rows behind a sum of variances as if each variance came from
+    # its own few rows. Those of the split come from the stream, so the larger count is taken.
+    welch = 1 / max(ours**2 / observations + splits**2 * alone, 1 / observations)
     # what few rows decide strays farther than chi-square; this is close to Hotelling's correction
-    kept_share = max(0.0, 1 - degrees / max(rows, 1e-300))
-    statistic = float(((apart @ axes) ** 2 / values[kept]).sum()) * kept_share
+    share = max(0.0, 1 - degrees / max(welch, rows))
+    statistic = float(((apart @ axes) ** 2 / values[kept]).sum()) * share
     return chi_square_tail(statistic, degrees), statistic - degrees, rows
 
 
@@ -152,10 +170,16 @@ def _of_split(
     features: [n, m] of the stream; posteriors: [n, C], by which its rows count for the classes.
     """
     seen = counts > 0
-    found = _within_classes(features, posteriors, prior**2 / np.maximum(counts, 1))
+    found = _within_classes(features, posteriors, _split_weights(prior, counts))
     if not seen.all():
         apart = means[seen] - means[seen].mean(axis=0)
         found += prior[~seen].sum() ** 2 * (apart.T @ apart) / max(1, len(apart) - 1)
+    return found
+
+
+def _split_weights(prior: Vector, counts: Vector) -> Vector:
+    """[C] of each class's covariance in that of the mix's mean. A class without rows has one."""
+    found: Vector = prior**2 / np.maximum(counts, 1)
     return found
 
 
