@@ -211,12 +211,17 @@ class Familiarity:
         )
 
     def warning(self, rows: Array, features: Rows) -> str | None:
-        """The warning for the rows of one request; None when they resemble those of training."""
+        """The warning for the rows of one request; None when they resemble those of training.
+
+        It names the rows that are far, unless the others are far together: then all are at fault.
+        """
         far = self.far(features)
-        if not far and not self.are_far_together(features):
+        others = np.delete(features, far, axis=0) if far else features
+        together = self.are_far_together(others)
+        if not far and not together:
             return None
-        at = far[0] if far else 0
-        if far:
+        if not together:
+            at = far[0]
             more = f" and {len(far) - 1} more" if len(far) > 1 else ""
             subject = f"instance {at}{more}: the numbers are"
             numbers, channels = _numbers(rows[at : at + 1], self._layout)

@@ -43,6 +43,20 @@ def test_four_pictures_scaled_to_0_1_instead_of_normalised_are_told(known):
     assert "check scaling and normalisation" in reported[0]
 
 
+def test_of_many_pictures_scaled_alike_no_single_one_is_blamed(known):
+    rows = 0.45 + 0.27 * pictures(24, seed=2)
+    assert 0 < len(known.far(known.features(rows))) < 20, "some are far by themselves"
+    reported = known.warning(rows, known.features(rows))
+    assert reported.startswith("the instances together are far")
+
+
+def test_one_wrong_picture_among_right_ones_is_named(known):
+    rows = pictures(12, seed=4)
+    rows[3] = 255 * (0.45 + 0.27 * rows[3])
+    reported = known.warning(rows, known.features(rows))
+    assert reported.startswith("instance 3: the numbers are far")
+
+
 def test_one_picture_of_0_to_255_is_told_with_both_means(known):
     rows = 255 * (0.45 + 0.27 * pictures(1, seed=3))
     reported = known.warning(rows, known.features(rows))
