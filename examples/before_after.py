@@ -60,3 +60,4 @@ def picture(report: dict) -> str:
 if __name__ == "__main__":
     reported = json.loads(Path("models/fashion/2/report.json").read_text(encoding="utf-8"))
     Path("docs/before-after.svg").write_text(picture(reported), encoding="utf-8")
+    print("wrote docs/before-after.svg")

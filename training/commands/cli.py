@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     parser = make_parser(prog)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
-    options.command = shlex.join([prog, *given])
+    options.command = f"{prog} {shlex.join(given)}"
     verb: Verb = options.run
     try:
         result = verb(options)

@@ -1,7 +1,10 @@
 """The command's exit codes and messages: 0 done, 2 wrong use, 1 failed."""
 
+import html
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -188,3 +191,16 @@ def test_tokens_for_rows_of_numbers_are_refused(command):
     code, _, err = command("fit", "--data", "digits", "--tokens", "characters")
     assert code == 2
     assert "--tokens characters: digits holds no texts" in err
+
+
+def test_the_command_that_a_report_records_can_be_pasted(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 3
+    np.savez(tmp_path / "my rows.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    given = ["fit", "--name", "it", "--data", f"npz:{tmp_path / 'my rows.npz'}", "--quiet"]
+    given += ["--network", "mlp", "--steps", "1", "--models", str(tmp_path / "models")]
+    given += ["--runs", str(tmp_path / "runs")]
+    assert main(given, prog="priordial train") == 0
+    (page,) = tmp_path.rglob("report.html")
+    [recorded] = re.findall(r"<code>(priordial train fit .*?)</code>", page.read_text("utf-8"))
+    assert shlex.split(html.unescape(recorded)) == ["priordial", "train", *given]
