@@ -6,7 +6,7 @@ A version that cannot be loaded is logged; the versions that serve keep serving.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from service.priors.orders import wishes
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import SERVICE, ModelOrder, Wish, WorkerModel
 from service.priors.revisions import StoreUnavailable
-from service.process.machine import return_memory
+from service.process.machine import return_memory, return_memory_of
 from service.process.threads import told
 from service.repository.folder import ModelFolder
 from service.repository.loads import Loads, first_of, tell
@@ -520,9 +520,11 @@ class Repository:
 async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None:
     await model.retire()
     retired(model.bundle)
-    logger.info("model %s version %d is unloaded", model.bundle.name, model.bundle.version)
-    del model
-    await asyncio.to_thread(return_memory)
+    bundle = model.bundle
+    logger.info("model %s version %d is unloaded", bundle.name, bundle.version)
+    vast: list[Sequence[object] | None] = [bundle.class_names, bundle.class_counts]
+    del model, bundle
+    await asyncio.to_thread(return_memory_of, vast)
 
 
 def _still_serving(versions: Mapping[int, ServedModel]) -> str:
