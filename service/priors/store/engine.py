@@ -54,7 +54,8 @@ def parse_store_url(text: str) -> URL:
         url = make_url(store_url(text))
     except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise InvalidStoreUrl(
-            f"the store's URL cannot be read; {expected}, with a port in digits if any"
+            "the store's URL cannot be read; expected sqlite:///FILE or "
+            "postgresql://HOST:PORT/NAME with a number as PORT"
         ) from None
     if "@" in (url.host or ""):  # the end of the password, which would stand in the log
         raise InvalidStoreUrl("the store's URL has two '@'; write the one of the password as %40")
