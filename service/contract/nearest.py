@@ -40,6 +40,8 @@ def nearest_path(missing: Path) -> str:
         if parent.is_dir():
             try:
                 names = [each.name for each in parent.iterdir() if each.name != child.name]
+                if not child.name.startswith("."):
+                    names = [name for name in names if not name.startswith(".")]
             except OSError:
                 return ""
             found = did_you_mean(child.name, names)

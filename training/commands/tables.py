@@ -29,13 +29,23 @@ def _comparison_table(result: Mapping[str, Any]) -> str:
 def _scored_table(result: Mapping[str, Any]) -> str:
     rows = max(result["n"], 1)
     most = sorted(result["predicted"].items(), key=lambda item: -item[1])
+    estimate = result.get("estimate")
+    used = estimate is not None and estimate["used"]
+    prior = "as estimated from these rows" if used else result["prior"]
     lines = [
-        f"{result['n']} rows at tau {result['tau']:g}, prior {result['prior']}: {result['out']}",
+        f"{result['n']} rows at tau {result['tau']:g}, prior {prior}: {result['out']}",
         f"{result['changed']} decisions ({_percent(result['changed'] / rows)}) differ from tau 0",
     ]
-    lines += [
-        f"{name:30}{count:>10}{_percent(count / rows):>9}" for name, count in most[:MAX_CLASSES]
-    ]
+    if estimate is not None:
+        kept = "" if used else f"; the answers have the prior {result['prior']} instead"
+        lines.append(f"verdict on the estimate: {estimate['verdict']}: {estimate['reason']}{kept}")
+        lines.append(f"{'':30}{'answers':>10}{'share':>9}   estimated share, 95 % interval")
+    for name, count in most[:MAX_CLASSES]:
+        line = f"{name:30}{count:>10}{_percent(count / rows):>9}"
+        if estimate is not None:
+            low, share, high = (estimate[key][name] for key in ("low", "prior", "high"))
+            line += f"{_percent(share):>10}  {_percent(low)} … {_percent(high)}"
+        lines.append(line)
     if len(most) > MAX_CLASSES:
         lines.append(f"and {len(most) - MAX_CLASSES} more classes")
     return "\n".join(lines)

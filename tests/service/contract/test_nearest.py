@@ -19,6 +19,12 @@ def test_a_path_is_mended_at_its_first_missing_part(tmp_path):
     assert nearest_path(tmp_path / "weather" / "fashion") == ""
 
 
+def test_a_hidden_name_is_offered_for_a_hidden_one_only(tmp_path):
+    (tmp_path / ".git").mkdir()
+    assert nearest_path(tmp_path / "digits") == ""
+    assert nearest_path(tmp_path / ".gitt") == f"; did you mean '{tmp_path / '.git'}'?"
+
+
 def test_nothing_is_offered_where_no_part_of_a_path_exists_or_its_folder_cannot_be_read(
     tmp_path, monkeypatch
 ):

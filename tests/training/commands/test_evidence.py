@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from service.contract.bundle import load_bundle
 from tests.support.small_models import TEXT_FIELDS, publish_model, text_model
+from training.commands.tables import table
 
 
 def test_synthetic_writes_a_report_and_finds_the_adjusted_losses_near_bayes(command, tmp_path):
@@ -101,3 +103,28 @@ def test_texts_that_the_service_would_refuse_are_named(command, tmp_path, verb):
     )
     expected = "of 121 chosen texts have more than 20,000 characters, the longest 20,002: the"
     assert f"1 {expected}" in reported
+
+
+def test_score_prints_the_verdict_on_its_estimate_and_which_prior_the_answers_have(
+    command, tmp_path
+):
+    digits = load_digits().data.astype(np.float32)
+    noise = np.random.default_rng(0).uniform(0, 16, (600, 64)).astype(np.float32)
+    for x, verdict, prior in ((digits, "usable", "as estimated"), (noise, "not_exp", "uniform")):
+        np.savez(tmp_path / "rows.npz", x=x)
+        where = [
+            "--array",
+            "x",
+            "--model",
+            "models/digits/2",
+            "--out",
+            tmp_path / f"{prior}.parquet",
+        ]
+        code, result, _ = command("score", tmp_path / "rows.npz", *where, "--estimate", "--json")
+        assert code == 0
+        first, _, said, *rows = table(result).splitlines()
+        assert f"prior {prior}" in first
+        assert said.startswith(f"verdict on the estimate: {verdict}")
+        assert (said.endswith("the answers have the prior uniform instead")) == (prior == "uniform")
+        assert len(rows) == 1 + len(result["predicted"])
+        assert all("…" in row for row in rows[1:])
