@@ -335,16 +335,16 @@ def misplaced(folder: Path) -> list[str]:
 
     Hidden folders are left out: a model that is being published lies in one.
     """
-    told = []
+    reasons = []
     for file in (MANIFEST_FILE, MODEL_FILE):
         for found in sorted(folder.glob(f"[!.]*/{file}")):
             right = found.parent / "1" / file
-            told.append(f"'{found}' is in the folder of no version; expected '{right}'")
+            reasons.append(f"'{found}' is in the folder of no version; expected '{right}'")
         for found in sorted(folder.glob(f"[!.]*/[!.]*/{file}")):
             reason = f"'{found.parent}' is not named as a version is; expected 1, 2, 3 …"
-            if not is_version(found.parent.name) and reason not in told:
-                told.append(reason)
-    return told
+            if not is_version(found.parent.name) and reason not in reasons:
+                reasons.append(reason)
+    return reasons
 
 
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:

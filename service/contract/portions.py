@@ -232,8 +232,8 @@ def _in_slices(given: object, check: ValidatorFunctionWrapHandler) -> Any:
             more += max(0, error.error_count() - left)
     if faults:
         if more:
-            told = PydanticCustomError(MORE_FAULTS, "{count} more faults", {"count": more})
-            faults.append(InitErrorDetails(type=told, loc=(), input=None))
+            more_faults = PydanticCustomError(MORE_FAULTS, "{count} more faults", {"count": more})
+            faults.append(InitErrorDetails(type=more_faults, loc=(), input=None))
         raise ValidationError.from_exception_data("list", faults)
     kept = tuple(found)
     del found

@@ -52,7 +52,7 @@ def raise_limit() -> str:
     return f"{_RAISE_LIMIT}, or of memory ({limits})" if limits else _RAISE_LIMIT
 
 
-def told(error: BaseException) -> str:
+def failure_text(error: BaseException) -> str:
     """The words of an error of work that this process did; of threads and memory, what to do."""
     if is_no_thread(error) or is_no_process(error):
         return f"{error}; {raise_limit()}"

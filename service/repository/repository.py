@@ -18,7 +18,7 @@ from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import SERVICE, ModelOrder, Wish, WorkerModel
 from service.priors.revisions import StoreUnavailable
 from service.process.machine import return_memory, return_memory_of
-from service.process.threads import told
+from service.process.threads import failure_text
 from service.repository.folder import ModelFolder
 from service.repository.loads import Loads, first_of, tell
 from service.repository.on_demand import ModelRests, OnDemand, UnknownModel
@@ -481,7 +481,7 @@ class Repository:
                 chosen[version] = load.result()()
                 self.faults.pop((name, version), None)
             except Exception as error:  # noqa: BLE001 - a bad version must not stop the others
-                reason = told(error)
+                reason = failure_text(error)
                 self.faults[name, version] = reason
                 logger.error(  # noqa: TRY400
                     "load of %s/%d failed: %s; %s; correct this, then load the model again",

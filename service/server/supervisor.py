@@ -20,7 +20,7 @@ from service.observe.run_folder import RunFolder, new_run
 from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED, HUNG
-from service.process.threads import told
+from service.process.threads import failure_text
 from service.server.child import WorkerProcess
 from service.server.link import Place
 from service.server.listener import url_of
@@ -146,7 +146,7 @@ class _Supervisor:
         try:
             worker = await self._start(slot, replaces)
         except (OSError, RuntimeError) as error:  # no descriptor, process, thread or interpreter
-            return _Ending(f"could not be started: {told(error)}")
+            return _Ending(f"could not be started: {failure_text(error)}")
         try:
             status = await self._attend(worker)
         except Exception as error:

@@ -123,14 +123,14 @@ def _check_routes(values: Mapping[str, Any]) -> None:
         path = values[name]
         if not path:
             continue
-        told = f"{flag_of(name)} is '{path[:80]}'"
+        given = f"{flag_of(name)} is '{path[:80]}'"
         if not _ROUTE.fullmatch(path):
             raise InvalidSetting(
-                f"{told}; expected a path such as /classify, of letters, digits and ._~:-"
+                f"{given}; expected a path such as /classify, of letters, digits and ._~:-"
             )
         if root and f"{path}/".startswith(f"{root}/"):
             raise InvalidSetting(
-                f"{told}, but --root-path {root} is removed from each path, so no request reaches "
+                f"{given}, but --root-path {root} is removed from each path, so no request reaches "
                 f"it; give the path without {root}"
             )
         if any(map(_like(path), same)):  # it is there, and means the same
@@ -138,7 +138,7 @@ def _check_routes(values: Mapping[str, Any]) -> None:
         own = next(filter(_like(path), _OWN), None)
         if own is not None:
             raise InvalidSetting(
-                f"{told}, which the service uses itself ({own}); choose another path"
+                f"{given}, which the service uses itself ({own}); choose another path"
             )
     if values["predict_route"] and values["predict_route"] == values["health_route"]:
         raise InvalidSetting(

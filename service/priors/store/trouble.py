@@ -93,8 +93,8 @@ def trouble_of(error: Exception) -> StoreUnavailable:
     elif "not a database" in words:
         advice = "expected one that this service made: name another with --store"
     else:
-        told = (advice for pattern, advice in _REFUSED if re.search(pattern, words))
-        advice = next(told, _ADVICE.get(kind, ""))
+        fitting = (advice for pattern, advice in _REFUSED if re.search(pattern, words))
+        advice = next(fitting, _ADVICE.get(kind, ""))
     return StoreUnavailable(kind, f"{words}; {advice}" if advice else words)
 
 

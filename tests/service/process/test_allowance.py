@@ -1,4 +1,4 @@
-"""What the system does not allow is told before it is met."""
+"""What the system does not allow is failure_text before it is met."""
 
 import errno
 import resource
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from service.process.allowance import LEAST_FILES, too_few_files
-from service.process.threads import told
+from service.process.threads import failure_text
 from tests.support.server import ROOT
 
 
@@ -50,19 +50,23 @@ def test_a_start_with_too_little_memory_is_one_line_that_names_the_limit(limit, 
 def test_a_thread_that_finds_no_memory_is_told_with_that_limit_and_not_with_one_of_threads():
     script = (
         "import threading\n"
-        "from service.process.threads import told\n"
+        "from service.process.threads import failure_text\n"
         "try:\n"
         "    for _ in range(64):\n"
         "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "except RuntimeError as error:\n"
-        "    print(told(error), flush=True)\n"
+        "    print(failure_text(error), flush=True)\n"
         "import os; os._exit(0)\n"
     )
-    told = limited(script, f"--as={200 * 2**20}")
-    assert "can't start new thread; raise its limit of memory: ulimit -v is 204800 KiB" in told
+    failure_text = limited(script, f"--as={200 * 2**20}")
+    assert (
+        "can't start new thread; raise its limit of memory: ulimit -v is 204800 KiB" in failure_text
+    )
 
 
 def test_an_error_without_words_is_told_all_the_same():
-    assert told(MemoryError()).startswith("no memory is left for it; ")
-    assert told(KeyError()) == "KeyError"
-    assert "ulimit -u" in told(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"))
+    assert failure_text(MemoryError()).startswith("no memory is left for it; ")
+    assert failure_text(KeyError()) == "KeyError"
+    assert "ulimit -u" in failure_text(
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    )
