@@ -1,4 +1,4 @@
-"""What the system does not allow is failure_text before it is met."""
+"""What the system does not allow is named before it is met."""
 
 import errno
 import resource
@@ -58,10 +58,8 @@ def test_a_thread_that_finds_no_memory_is_told_with_that_limit_and_not_with_one_
         "    print(failure_text(error), flush=True)\n"
         "import os; os._exit(0)\n"
     )
-    failure_text = limited(script, f"--as={200 * 2**20}")
-    assert (
-        "can't start new thread; raise its limit of memory: ulimit -v is 204800 KiB" in failure_text
-    )
+    printed = limited(script, f"--as={200 * 2**20}")
+    assert "can't start new thread; raise its limit of memory: ulimit -v is 204800 KiB" in printed
 
 
 def test_an_error_without_words_is_told_all_the_same():
