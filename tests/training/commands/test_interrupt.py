@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from training.loop.interrupt import StopSignal, held_back
 
 ROOT = Path(__file__).parents[3]
@@ -94,6 +95,6 @@ def test_a_process_started_with_ctrl_c_held_back_never_sees_it_and_this_one_does
             child.stdout.readline()
             child.send_signal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
+        eventually(lambda: stop.requested)  # another thread may take the signal, and pass it on
     assert child.communicate(b"\n")[0] == b""
     assert child.returncode == 0
