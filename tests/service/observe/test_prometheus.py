@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.server import children, running
+from tests.support.server import children, metric, running
 from tests.support.small_models import FEATURES, linear_model, publish_model
 
 THREADS, SCRAPES = 2, 8
@@ -136,6 +136,11 @@ def scraped(api):
     return {(m["model"], m["decision"], m["class"]): int(n) for m, n in found if n != "0"}
 
 
+def counted(url):
+    """The predictions that the service itself has counted."""
+    return metric(httpx.get(f"{url}/metrics").text, "priordial_predictions_total")
+
+
 def times_scraped(api):
     """How often Prometheus has scraped the service; 0 while it is not up, or not ready, itself."""
     try:
@@ -153,8 +158,10 @@ def test_prometheus_holds_what_the_client_counted_through_a_workers_restart(tmp_
         api = prometheus(server.url.removeprefix("http://"))
         client = Client(server.url)
         client.send_until(lambda: times_scraped(api) >= SCRAPES)
+        # A lone request is counted after its answer, which the kill must not precede.
+        eventually(lambda: counted(server.url) == sum(client.counts.values()))
         victim = children(server.process.pid)[0]
-        os.kill(victim, signal.SIGKILL)  # it has answered all that it took, and nothing since
+        os.kill(victim, signal.SIGKILL)
         server.wait_for(rf"\(process {victim}\) has ended")
         client.send_until(lambda: times_scraped(api) >= 2 * SCRAPES)
         eventually(lambda: len(children(server.process.pid)) == 2)
