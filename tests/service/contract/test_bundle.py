@@ -528,3 +528,42 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypat
 
 def test_the_columns_of_several_inputs_are_their_names():
     assert parsed(**COLUMNS).column_names == ["age", "sex"]
+
+
+def test_links_that_lead_nowhere_and_files_in_their_place_are_no_folders_of_versions(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert versions(tmp_path / "file") == []
+    (tmp_path / "mounted").symlink_to("/nowhere/mounted")
+    with pytest.raises(FileNotFoundError):
+        versions(tmp_path / "mounted")
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear" / "2").symlink_to("2")
+    assert versions(tmp_path / "linear") == [2]
+    with pytest.raises(InvalidBundle, match="2: a link to '2', which leads to no folder; link it"):
+        load_bundle(tmp_path / "linear" / "2")
+
+
+def test_a_version_without_a_model_json_or_with_a_link_in_its_place_says_so(tmp_path):
+    folder = tmp_path / "linear" / "1"
+    folder.mkdir(parents=True)
+    with pytest.raises(
+        InvalidBundle, match=r"linear/1: has no model\.json; publish the model with"
+    ):
+        load_bundle(folder)
+    (folder / "model.json").symlink_to("model.json")
+    with pytest.raises(InvalidBundle, match=r"model\.json: Too many levels of symbolic links; exp"):
+        load_bundle(folder)
+
+
+def test_parts_of_a_model_that_lie_in_no_version_are_found(tmp_path):
+    for part in ("linear/1", "linear/v2", "direct", ".new/1", "linear/.3-new"):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        for name in ("model.json", "model.onnx"):
+            (tmp_path / part / name).write_text("")
+    direct, other = tmp_path / "direct", tmp_path / "linear" / "v2"
+    misplaced = [
+        f"'{direct / name}' is in the folder of no version; expected '{direct / '1' / name}'"
+        for name in ("model.json", "model.onnx")
+    ]
+    misnamed = f"'{other}' is not named as a version is; expected 1, 2, 3 …"
+    assert bundle.misplaced(tmp_path) == [misplaced[0], misnamed, misplaced[1]]

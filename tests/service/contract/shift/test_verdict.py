@@ -8,7 +8,7 @@ import pytest
 from service.contract.shift.estimation import Estimation, SelfTest
 from service.contract.shift.label_shift import PriorEstimate, estimate_prior, likelihood_ratios
 from service.contract.shift.misfit import chi_square_tail, misfit_of
-from service.contract.shift.sketch import class_means_of, features_of, numbers_of
+from service.contract.shift.sketch import Moments, class_means_of, features_of, numbers_of
 from service.contract.shift.tracking import PriorTracker
 from service.contract.shift.verdict import (
     assess,
@@ -536,3 +536,10 @@ def test_between_the_mixes_with_a_dominant_class_only_the_dominant_one_counts_as
     wider = with_self_test(found, test, SOURCE)
     q = prior * (1 - prior)
     assert wider.covariance - 1e-3 == pytest.approx(q * np.array([0.2, 0.1, 0.4]) / 2)
+
+
+def test_the_class_means_of_a_sketch_without_validation_rows_are_those_that_it_holds():
+    means = [[0.5, 1.0] * 3, [0.25, 2.0] * 3]
+    sketch = Moments(means=means, centre=[0.0] * 3, scale=[1.0] * 3)
+    assert sketch.class_means([0, 0]).tolist() == means
+    assert sketch.class_means([4, 4]).tolist() == [[0.625, 0.5] * 3, [0.125, 2.5] * 3]
