@@ -215,8 +215,10 @@ def rows_or_images(instances: list[Any], bundle: Bundle) -> tuple[list[Any], boo
         return instances, False
     if isinstance(instances[0], dict):
         instances = _rows_of_objects(instances, bundle)
-    is_text = bundle.input.kind == "image" and isinstance(instances[0], str)
-    return instances, is_text or isinstance(instances[0], dict)
+    first = instances[0]
+    return instances, isinstance(first, dict) or (
+        bundle.input.kind == "image" and isinstance(first, str)
+    )
 
 
 def _rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:

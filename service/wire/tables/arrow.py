@@ -58,9 +58,10 @@ def _open_shared_libraries() -> None:
     folders = (spec.submodule_search_locations if spec else None) or ()
     dlopen = ctypes.CDLL(None).dlopen
     dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
-    for name in _SHARED_LIBRARIES:
-        for file in (file for folder in folders for file in Path(folder).glob(f"{name}.so.*")):
-            dlopen(os.fsencode(file), os.RTLD_NOW)
+    for folder in map(Path, folders):
+        for name in _SHARED_LIBRARIES:
+            for file in folder.glob(f"{name}.so.*"):
+                dlopen(os.fsencode(file), os.RTLD_NOW)
 
 
 def read_arrow(
