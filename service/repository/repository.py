@@ -38,6 +38,8 @@ class ModelFailed(ValueError):
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
 _UNLOADED = "it was unloaded while it was loading"
+LOADING = "being loaded"
+"""Why a version does not serve yet."""
 _NO_VERSION = 0
 """In place of a version in `faults`: no version is known, as the model's folder is unreadable."""
 
@@ -201,9 +203,12 @@ class Repository:
             return "taken back"
         if self._on_demand is not None and name in self._on_demand.resting:
             return "loaded when a request names it"
+        keep = wish.keep_versions or self._keep
+        if name in self._stops and version in self._versions(name)[:keep]:
+            return LOADING
         if name not in self._loaded:
             return "not loaded"
-        return f"not among the newest {wish.keep_versions or self._keep} versions"
+        return f"not among the newest {keep} versions"
 
     def _wanted(self) -> list[str]:
         return [name for name in self.names_on_disk() if self.wish(name).loaded]
@@ -305,11 +310,17 @@ class Repository:
     async def unload(self, name: str, *, by: str = "") -> None:
         """Have every worker stop serving and loading a model; requests in progress are finished.
 
-        Raises UnknownModel, OtherWorkerFailed and StoreUnavailable.
+        Raises UnknownModel, OtherWorkerFailed and StoreUnavailable. A model that failed to load, or
+        that only another worker is loading, can be unloaded too: otherwise every look at the folder
+        would load it again.
         """
-        if name not in self.known() and name not in self._stops:
-            loaded = ", ".join(sorted(self.known())) or "none"
-            raise UnknownModel(f"no model '{name[:80]}' is loaded; there is {loaded}")
+        is_due = self.wish(name).loaded and self._folder.holds(name)
+        if name not in self.known() and name not in self._stops and not is_due:
+            loaded = ", ".join(sorted(self.known()))
+            raise UnknownModel(
+                f"no model '{name[:80]}' is loaded; there is {loaded or 'none'}"
+                f"{did_you_mean(name[:80], self.known())}"
+            )
         await self._book.give(name, wishes.unload, by=by)
 
     async def change(self, name: str, change: Callable[[Wish], Wish], *, by: str) -> None:

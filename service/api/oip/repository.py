@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
-from service.repository.repository import Repository
+from service.repository.repository import LOADING, Repository
 from service.wire.json_text import parse_storable
 
 
@@ -56,7 +56,7 @@ def _index(repository: Repository) -> Iterator[dict[str, str]]:
     loaded = repository.all()
     for name, version, reason in repository.on_disk():
         ready = version in loaded.get(name, {})
-        state = "READY" if ready else "UNAVAILABLE"
+        state = "READY" if ready else "LOADING" if reason == LOADING else "UNAVAILABLE"
         yield {
             "name": name,
             "version": str(version),

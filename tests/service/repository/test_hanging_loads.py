@@ -23,6 +23,7 @@ from service.repository.loads import LoadHangs, Loads, Turn
 from service.repository.repository import ModelFailed
 from service.server.assembly.service import Service
 from service.settings import Settings
+from tests.support.eventually import eventually
 from tests.support.faulty_models import publish_endless, publish_slow
 from tests.support.server import running, starting
 from tests.support.small_models import inputs, publish_model
@@ -280,6 +281,7 @@ def test_an_unload_ends_the_wait_for_a_load_and_the_next_load_goes_on_with_it(
             publish_model(tmp_path / "models")
             loads = [asyncio.create_task(service.repository.load("linear")) for _ in range(2)]
             await until(blocked.is_set)
+            assert state(service, 2) == "being loaded"
             await service.repository.unload("linear")
             assert served(service) == []
             for each in loads:  # also the one that stood in line
@@ -321,6 +323,12 @@ def test_a_load_that_ends_after_its_model_was_unloaded_changes_nothing(tmp_path,
 
 def client_of(server):
     return InferenceServerClient(server.url.removeprefix("http://"), network_timeout=120)
+
+
+def state_of(client, model):
+    """The state of a model's only version in the index of the worker that answers."""
+    (state,) = {i["state"] for i in client.get_model_repository_index() if i["name"] == model}
+    return state
 
 
 def answered(server):
@@ -379,6 +387,7 @@ def test_neither_another_order_nor_the_end_waits_for_a_load_that_hangs_whatever_
     ):
         publish_endless(models)
         hanging = pool.submit(other.load_model, "endless")
+        eventually(lambda: state_of(client, "endless") == "LOADING")
         client.unload_model("linear")
         assert not client.is_model_ready("linear")
         assert not hanging.done()
@@ -388,6 +397,7 @@ def test_neither_another_order_nor_the_end_waits_for_a_load_that_hangs_whatever_
         client.load_model("linear")  # though a warm-up goes on that nobody waits for
         assert answered(server) == 200
         hanging = pool.submit(other.load_model, "endless")
+        eventually(lambda: state_of(client, "endless") == "LOADING")
         server.process.terminate()
         closed = (OSError, http.client.HTTPException)
         with pytest.raises((InferenceServerException, *closed)):  # the reason, or no answer

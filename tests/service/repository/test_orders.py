@@ -123,6 +123,28 @@ def test_an_order_outlives_the_replica_that_gave_it_and_binds_those_that_come_la
     asyncio.run(go())
 
 
+def test_a_model_that_failed_to_load_can_be_unloaded_so_that_it_is_not_tried_again(models, store):
+    async def go():
+        async with two(models, store) as (one, other):
+            broken = models / "broken" / "1"
+            broken.mkdir(parents=True)
+            (broken / "model.json").write_text("{}")
+            refused = await one.post("/v2/repository/models/broken/load")
+            assert refused.status_code == 422
+            await done(other.post("/v2/repository/models/broken/unload"))
+            again = await one.post("/v2/repository/models/broken/unload")
+            assert again.status_code == 404
+            assert "no model 'broken' is loaded" in again.json()["detail"]
+        shutil.rmtree(broken)
+        publish_model(models, "broken")  # mended, and yet not loaded without an order
+        async with replica(models, store) as later:
+            assert await versions(later, path="/models/broken/predict") == [404]
+            index = await done(later.post("/v2/repository/index"))
+            assert [i["reason"] for i in index if i["name"] == "broken"] == ["unloaded"]
+
+    asyncio.run(go())
+
+
 def test_versions_to_keep_and_the_default_model_are_the_same_everywhere(models, tmp_path):
     store = f"sqlite:///{tmp_path}/p.db"
 
