@@ -30,13 +30,18 @@ WIDE_TEMPERATURE = 3.0
 """An interval of T whose ends differ by more than this factor deserves a warning."""
 RIDGE = 4.0
 """Prior precision of each bias, in validation rows: N(0, 1/4)."""
-LIKELIHOOD_DROP = 1.92
-"""Half the 95 % quantile of chi-square with one degree of freedom."""
+NORMAL_QUANTILE = 1.96
+"""97.5 % quantile of the standard normal distribution."""
+LIKELIHOOD_DROP = NORMAL_QUANTILE**2 / 2
+"""Another T is plausible within so many nats of the likeliest: the likelihood ratio test at 5 %."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 TAU_STANDARD_ERRORS = 2.0
 """Tau stays 1 unless another tau's validation error is lower by more standard errors than this."""
 BEST_STANDARD_ERRORS = 1.645
 """The interval holds each tau whose error is at most this many standard errors above the lowest."""
+
+_LEAST_INFORMATION = 1e-9
+"""Below it, the rounding errors of the slope would decide about the score."""
 
 
 class CalibrationRefused(BadData):
@@ -54,7 +59,9 @@ class Temperature:
 
     value: float
     interval: Interval
-    """95 % interval from the likelihood alone, within MIN_TEMPERATURE … MAX_TEMPERATURE."""
+    """95 % interval from the rows alone, without the prior, within MIN_TEMPERATURE …
+    MAX_TEMPERATURE.
+    """
     why_one: str | None = None
     """Why `value` stays 1, as a clause; None if T was fitted."""
 
@@ -122,6 +129,18 @@ class SplitLikelihood:
         p = np.exp(self.log_probabilities(inverse))
         return float(self.weights @ np.einsum("nc,nc->n", p, self.logits)) - self.own
 
+    def score(self, inverse: float) -> float:
+        """Return `slope` in its own standard deviations, were 1 / T = inverse the truth.
+
+        It is Rao's score statistic (Rao, Mathematical Proceedings of the Cambridge Philosophical
+        Society 44, 1948): about standard normal at the true T, and positive above it in 1 / T.
+        """
+        p = np.exp(self.log_probabilities(inverse))
+        mean = np.einsum("nc,nc->n", p, self.logits)
+        variance = np.einsum("nc,nc->n", p, self.logits**2) - mean**2
+        slope, information = float(self.weights @ mean) - self.own, float(self.weights @ variance)
+        return slope / math.sqrt(max(information, _LEAST_INFORMATION))
+
     def penalised(self, parameters: Vector, ridge: float) -> tuple[float, Vector]:
         """Return (value, gradient [1 + C]) of the likelihood with the priors of T and of the bias.
 
@@ -170,10 +189,13 @@ def calibrate_temperature(
 ) -> Temperature:
     """Return the most probable T for logits [n, C], under the prior log T ~ N(0, (log 2)^2).
 
-    labels and weights are [n], the priors [C]. T stays 1, with the reason in `why_one`, where the
-    split cannot decide: the 95 % interval of the likelihood contains 1 and reaches MIN_TEMPERATURE
-    or MAX_TEMPERATURE. That happens without a validation error (the smaller T, the likelier) or
-    with a single class (every T is equally likely).
+    labels and weights are [n], the priors [C]. The interval holds each T that a score test does not
+    reject: unlike that of the likelihood ratio, it also covers where the rows have few errors.
+
+    T stays 1, with the reason in `why_one`, where the split cannot decide: T = 1 is within
+    LIKELIHOOD_DROP of the likeliest T, and so is MIN_TEMPERATURE or MAX_TEMPERATURE. That happens
+    without a validation error (the smaller T, the likelier) or with a single class (every T is
+    equally likely).
     """
     split = SplitLikelihood.of(
         logits,
@@ -184,15 +206,12 @@ def calibrate_temperature(
     )
     least, most = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     best = _zero_of(split.slope, least, most)
+    interval = (
+        1 / _zero_of(lambda a: split.score(a) - NORMAL_QUANTILE, best, most),
+        1 / _zero_of(lambda a: split.score(a) + NORMAL_QUANTILE, least, best),
+    )
     ceiling = split.value(best) + LIKELIHOOD_DROP
-
-    def excess(inverse: float) -> float:
-        return split.value(inverse) - ceiling
-
-    low = 1 / (_zero_of(lambda a: -excess(-a), -most, -best) * -1)
-    high = 1 / _zero_of(lambda a: -excess(a), least, best)
-    interval = (low, high)
-    if low <= 1 <= high and (low <= MIN_TEMPERATURE or high >= MAX_TEMPERATURE):
+    if split.value(1.0) <= ceiling and min(map(split.value, (least, most))) <= ceiling:
         return Temperature(1.0, interval, why_one=_why_one(split))
     found = _zero_of(lambda a: split.slope(a) + _log_prior(a)[1], least, most)
     return Temperature(1 / found, interval)

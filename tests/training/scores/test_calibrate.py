@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from service.contract.adjustment import log_normalise, softmax
-from service.contract.scores import balanced_error, negative_log_likelihood
+from service.contract.scores import (
+    balanced_error,
+    negative_log_likelihood,
+    proportion_interval,
+)
 from training.scores import calibrate
 
 PRIOR = np.array([0.7, 0.2, 0.08, 0.02])
@@ -147,6 +152,35 @@ def test_a_fitted_temperature_is_never_worse_than_none_by_more_than_noise(rows, 
         held.append(found.interval[0] <= 1 <= found.interval[1])
     assert np.mean(losses) < 1 / rows
     assert np.mean(held) >= 0.88  # 0.95, and the noise of 60 runs
+
+
+@pytest.mark.parametrize("errors", [1, 3, 20])
+def test_the_interval_of_the_temperature_is_wilsons_where_all_rows_have_one_margin(errors):
+    """Then T is a function of the error alone, whose score interval is Wilson's."""
+    rows, margin, uniform = 100, 3.0, np.log([0.5, 0.5])
+    labels = np.arange(rows) % 2
+    logits = margin * np.eye(2)[labels]
+    logits[:errors] = logits[:errors, ::-1]
+    found = calibrate.calibrate_temperature(
+        logits, labels, log_source_prior=uniform, log_validation_prior=uniform
+    )
+    expected = [margin / -logit(end) for end in proportion_interval(errors / rows, rows)]
+    assert found.interval == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_score_of_a_temperature_is_standard_normal_at_the_truth():
+    scores = []
+    for seed in range(150):
+        logits, labels = posterior_model([100, 30, 20, 10], temperature=1.5, seed=seed)
+        split = calibrate.SplitLikelihood.of(
+            logits,
+            labels,
+            log_source_prior=LOG_PRIOR,
+            log_validation_prior=calibrate.log_validation_prior_of(labels, 4),
+        )
+        scores.append(split.score(1 / 1.5))
+    assert np.mean(scores) == pytest.approx(0, abs=0.2)
+    assert np.std(scores) == pytest.approx(1, abs=0.15)
 
 
 def test_bcts_finds_temperature_and_biases():
