@@ -2,6 +2,7 @@
 them.
 """
 
+import gc
 import os
 import signal
 
@@ -16,6 +17,13 @@ server.start_service = server.fork
 
 # A shell ignores SIGINT in what it runs in the background, and so would the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Spare the collector what all tests have imported: the service collects after each load."""
+    gc.collect()
+    gc.freeze()
+
 
 OPTIONAL = "optional: "
 """A skip whose reason starts so never fails CI: it needs what no package registry of the project
