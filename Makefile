@@ -24,7 +24,8 @@ run: .venv/.service ## serve the shipped models with the console on http://127.0
 # console's tests keep an event loop, and a part's server under load must not stand in another part's way.
 PARTS := test-rest test-training test-server test-api test-console test-contract
 OF_A_PART := tests/training tests/service/server tests/service/api tests/service/contract tests/service/console
-PYTEST := $(BIN)/python -m pytest -q --durations 8
+# OMP_WAIT_POLICY: PyTorch's threads would spin while they wait, and two parts share the processors.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations 8
 
 # What else shall run beside the parts, as in `make test ALSO="lint test-pythons"`.
 ALSO ?=

@@ -180,8 +180,9 @@ class Classifier:
         values_a_row: how many numbers of JSON the answer to one row has. Raises TooLarge, and
         Overloaded.
         """
-        priced = [each for each in settings.revisions if each.prior.costs is not None]
-        full = full or top_k > MAX_GRAPH_TOP_K or bool(priced)
+        full = full or top_k > MAX_GRAPH_TOP_K
+        for each in settings.revisions:
+            full = full or each.prior.costs is not None
         values = len(inputs) * values_a_row
         if full:
             values += len(inputs) * len(model.bundle.class_names) // _CELLS_A_VALUE
@@ -190,18 +191,8 @@ class Classifier:
         slots = _slots(model, settings.revisions)
         rows = settings.prior_of_row
         slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
-        return Work(
-            inputs,
-            settings.tau,
-            slot,
-            slots,
-            top_k,
-            full,
-            deadline,
-            answer_values=values,
-            priors=settings.revisions,
-            prior_of_row=rows,
-        )
+        tau, priors = settings.tau, settings.revisions
+        return Work(inputs, tau, slot, slots, top_k, full, deadline, True, values, priors, rows)
 
     def settings_of(
         self,

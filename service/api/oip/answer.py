@@ -147,53 +147,79 @@ def encoded_together(
         else:
             values = getattr(outputs, name)[begin:stop]
         found.append(encode_binary(values) if is_binary else number_texts(values))
-    return [_joined(entry, columns, found, entry.start - begin) for entry in entries]
+    forms: dict[tuple[int, float | NDArray[np.float32], int], list[bytes]] = {}
+    encoded = []
+    for entry in entries:
+        asked, rows = entry.ask, entry.stop - entry.start
+        settings: RowSettings = asked.settings
+        alike = (id(settings.revisions[0]), settings.tau, rows)
+        form = forms.get(alike)
+        if form is None:
+            bundle = asked.model.bundle
+            form = forms[alike] = _form(bundle, settings, columns, rows)
+        encoded.append(_joined(entry, form, columns, found, first=entry.start - begin))
+    return encoded
 
 
 def _joined(
     entry: Entry,
+    form: Sequence[bytes],
     columns: tuple[tuple[str, bool, int], ...],
     found: Sequence[bytes | list[bytes]],
+    *,
     first: int,
 ) -> Encoded:
-    """One answer. found: the encoded rows of the batch. first: the answer's first row there."""
-    asked, rows = entry.ask, entry.stop - entry.start
-    bundle, settings = asked.model.bundle, asked.settings
-    texts, tensors = [], []
+    """One answer. form: see `_form`. found: the encoded rows of the batch. first: the answer's
+    first row there.
+    """
+    rows, identity = entry.stop - entry.start, entry.ask.header.id
+    pieces = [form[0], b"" if identity is None else b',"id":' + orjson.dumps(identity), form[1]]
+    tensors, text = [], 2
     for (name, _, k), values in zip(columns, found, strict=True):
         if isinstance(values, bytes):
             width = k * (8 if name == "class_index" else 4)
             tensors.append(values[first * width : (first + rows) * width])
         else:
-            texts.append(joined_texts(values[first * k : (first + rows) * k]))
-    identity = asked.header.id
-    header = _form(bundle.name, bundle.version, columns, rows) % (
-        b"" if identity is None else b',"id":' + orjson.dumps(identity),
-        orjson.dumps(_parameters(bundle, settings)),
-        *texts,
-    )
+            pieces += (joined_texts(values[first * k : (first + rows) * k]), form[text])
+            text += 1
+    header = b"".join(pieces)
     if not tensors:
         return header, b"application/json", ()
     length = (HEADER_LENGTH, b"%d" % len(header))
     return b"".join([header, *tensors]), b"application/octet-stream", (length,)
 
 
+def _form(
+    bundle: Bundle,
+    settings: RowSettings,
+    columns: tuple[tuple[str, bool, int], ...],
+    rows: int,
+) -> list[bytes]:
+    """The pieces of an answer's JSON: up to the id, then up to the numbers of each JSON output."""
+    begin, outputs = _outputs_form(bundle.name, bundle.version, columns, rows)
+    parameters = orjson.dumps(_parameters(bundle, settings))
+    return [begin, b"".join([b',"parameters":', parameters, outputs[0]]), *outputs[1:]]
+
+
 @lru_cache(maxsize=256)
-def _form(model: str, version: int, columns: tuple[tuple[str, bool, int], ...], rows: int) -> bytes:
-    """The JSON of an answer as a bytes format, with places for id, parameters and JSON outputs."""
-    parts = [orjson.dumps({"model_name": model, "model_version": str(version)})[:-1]]
-    parts[0] = parts[0].replace(b"%", b"%%") + b'%b,"parameters":%b,"outputs":['
-    described = []
-    for name, is_binary, k in columns:
+def _outputs_form(
+    model: str, version: int, columns: tuple[tuple[str, bool, int], ...], rows: int
+) -> tuple[bytes, list[bytes]]:
+    """The JSON of an answer up to its id, and its outputs up to the numbers of each JSON output."""
+    begin = orjson.dumps({"model_name": model, "model_version": str(version)})[:-1]
+    pieces, text = [], b',"outputs":['
+    for place, (name, is_binary, k) in enumerate(columns):
+        text += b"," if place else b""
         datatype = _NUMBERS.get(name, "FP32")
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [rows, k]}
         if is_binary:
             width = 8 if name == "class_index" else 4
             entry["parameters"] = {"binary_data_size": rows * k * width}
-            described.append(orjson.dumps(entry))
+            text += orjson.dumps(entry)
         else:
-            described.append(orjson.dumps(entry)[:-1] + b',"data":[%b]}')
-    return b"".join([*parts, b",".join(described), b"]}"])
+            pieces.append(text + orjson.dumps(entry)[:-1] + b',"data":[')
+            text = b"]}"
+    return begin, [*pieces, text + b"]}"]
 
 
 def encoded(

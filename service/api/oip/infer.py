@@ -46,6 +46,9 @@ _MAX_TEXTS = 4096
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
+_new = tuple.__new__
+"""Creates a NamedTuple three times as fast as its constructor; used three times per request."""
+
 
 class Asked(NamedTuple):
     """What `encode` needs, besides the scores, to answer a queued request."""
@@ -172,7 +175,7 @@ class Infer:
                 parameters = query.merged(form.header.parameters)
                 prior, tau = parameters.prior, parameters.tau
                 found = fitted(values, model.bundle.input)
-                return _Read(model, form, parameters, [prior], None, tau, found, [])
+                return _new(_Read, (model, form, parameters, [prior], None, tau, found, []))
             if max_texts is not None and form.header.texts() > max_texts:
                 raise _ManyTexts
             inputs = read_inputs(form.header, body, len(text))
@@ -250,7 +253,7 @@ class Infer:
             deadline=deadline,
             full=plan.full,
         )
-        asked = Asked(request, model, read.form.header, settings, plan)
+        asked = _new(Asked, (request, model, read.form.header, settings, plan))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
     # -- from the queue to the answers
@@ -274,7 +277,7 @@ class Infer:
         answers = []
         found = encoded_together(entries, columns) if columns else []
         for entry, (body, content_type, headers) in zip(entries, found, strict=True):
-            answers.append(Answer(body, _facts(entry.ask, entry), content_type, headers))
+            answers.append(_new(Answer, (body, _facts(entry.ask, entry), content_type, headers)))
         return answers
 
 
