@@ -29,8 +29,6 @@ from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5
 _NOT_AVAILABLE = (UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies)
-_new = tuple.__new__
-"""Creates a NamedTuple four times as fast as its constructor."""
 MAX_ANSWER_VALUES = 2_100_000
 """The largest answer, in numbers written as JSON: the probabilities of 2,048 rows of 1,000 classes,
 about 40 MiB.

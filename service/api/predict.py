@@ -25,7 +25,7 @@ from service.api.content import (
     may_pin,
     rows_or_images,
 )
-from service.api.edge.request import Answer, Later, Request
+from service.api.edge.request import Answer, Later, Request, new
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
@@ -42,10 +42,6 @@ from service.wire.ranked import rows_json, with_decisions
 from service.wire.tables.reader import DEAR_TYPES, TYPES, read_table
 
 _MEMBERS = ("instances", "inputs", "parameters")
-
-
-_new = tuple.__new__
-"""Creates a NamedTuple three times as fast as its constructor; used three times per request."""
 
 
 class Asked(NamedTuple):
@@ -157,7 +153,7 @@ class Predict:
             else:
                 inputs = model.short_json.read(body)
                 if inputs is not None:
-                    return _new(_Read, (model, parameters, inputs, None))
+                    return new(_Read, (model, parameters, inputs, None))
             document, inputs = sliced or (self._document(body, model), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
@@ -174,7 +170,7 @@ class Predict:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
             model = self._repository.find(name, parameters.version, body)
-        return _new(_Read, (model, parameters, inputs, content))
+        return new(_Read, (model, parameters, inputs, content))
 
     @staticmethod
     def _instances(
@@ -258,7 +254,7 @@ class Predict:
         if inputs is None or revision is None:
             return self._later(request, read, deadline=deadline, reply=reply)
         work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
-        asked = _new(Asked, (request, model, revision))
+        asked = new(Asked, (request, model, revision))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
         return None
 
@@ -368,7 +364,7 @@ def _answer(entry: Entry, predictions: bytes, rows: int, far: str | None) -> Ans
         "queue_seconds": entry.begun - entry.admitted,
         "inference_seconds": entry.inference_seconds,
     }
-    return _new(Answer, (body, facts, b"application/json", ()))
+    return new(Answer, (body, facts, b"application/json", ()))
 
 
 @lru_cache(maxsize=256)

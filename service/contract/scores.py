@@ -21,6 +21,8 @@ GROUPS = ("many", "medium", "few")
 MANY_ABOVE = 100
 FEW_BELOW = 20
 ECE_BINS = 15
+Z_95 = 1.959964
+"""Half the width of a 95 % interval, in standard deviations of a normal distribution."""
 
 
 def group_of(class_count: float) -> str:

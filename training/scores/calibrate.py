@@ -15,6 +15,7 @@ from scipy.optimize import brentq, minimize
 from service.contract.adjustment import Vector, adjust_logits, log_softmax
 from service.contract.adjustment import log_target_prior as log_target_prior_of
 from service.contract.scores import (
+    Z_95,
     Interval,
     class_totals,
     mean_error_interval,
@@ -30,9 +31,7 @@ WIDE_TEMPERATURE = 3.0
 """An interval of T whose ends differ by more than this factor deserves a warning."""
 RIDGE = 4.0
 """Prior precision of each bias, in validation rows: N(0, 1/4)."""
-NORMAL_QUANTILE = 1.96
-"""97.5 % quantile of the standard normal distribution."""
-LIKELIHOOD_DROP = NORMAL_QUANTILE**2 / 2
+LIKELIHOOD_DROP = Z_95**2 / 2
 """Another T is plausible within so many nats of the likeliest: the likelihood ratio test at 5 %."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 TAU_STANDARD_ERRORS = 2.0
@@ -207,8 +206,8 @@ def calibrate_temperature(
     least, most = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     best = _zero_of(split.slope, least, most)
     interval = (
-        1 / _zero_of(lambda a: split.score(a) - NORMAL_QUANTILE, best, most),
-        1 / _zero_of(lambda a: split.score(a) + NORMAL_QUANTILE, least, best),
+        1 / _zero_of(lambda a: split.score(a) - Z_95, best, most),
+        1 / _zero_of(lambda a: split.score(a) + Z_95, least, best),
     )
     ceiling = split.value(best) + LIKELIHOOD_DROP
     if split.value(1.0) <= ceiling and min(map(split.value, (least, most))) <= ceiling:

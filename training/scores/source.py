@@ -17,7 +17,7 @@ from service.contract.adjustment import (
     log_target_prior,
     softmax,
 )
-from service.contract.scores import bootstrap_rng, class_totals
+from service.contract.scores import Z_95, bootstrap_rng, class_totals
 from service.contract.shift.estimation import MAX_CONFUSION_CLASSES, Estimation, Replicates
 from training.scores.calibrate import (
     LOG_TEMPERATURE_SD,
@@ -283,7 +283,7 @@ def _with_joint_interval(
     inverse = 1 / found.temperature.value
     p = softmax(f * inverse + found.bias + mix - log_sigma)
     _, hessian = _derivatives(f, labels, p, weights, inverse, biased=True)
-    half = 1.96 * float(np.sqrt(np.linalg.inv(hessian)[0, 0]))
+    half = Z_95 * float(np.sqrt(np.linalg.inv(hessian)[0, 0]))
     low = max(1 / (inverse + half), MIN_TEMPERATURE)
     high = min(1 / max(inverse - half, 1e-9), MAX_TEMPERATURE)
     return replace(found.temperature, interval=(low, high))

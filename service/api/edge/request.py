@@ -17,6 +17,8 @@ MAX_TIMEOUT_MS = 86_400_000
 _MAX_REQUEST_ID = 128
 _random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and protects nothing
 
+new = tuple.__new__
+"""Creates a NamedTuple three times as fast as its constructor; used three times per request."""
 Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """(status, content type, body, request id, further headers) of an answer or a problem."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.content import DEAR_BYTES, LARGE_BYTES, decoded, in_pool, is_large
-from service.api.edge.request import Answer, Later, Request
+from service.api.edge.request import Answer, Later, Request, new
 from service.api.oip.answer import Form, Plan, encoded, encoded_together, form_of
 from service.api.oip.request import HEADER_LENGTH, InferHeader, header_of, raw_request, read_inputs
 from service.batching.pool import Pool
@@ -45,9 +45,6 @@ _MAX_TEXTS = 4096
 """More elements of binary BYTES tensors are split in a thread, one by one."""
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
-
-_new = tuple.__new__
-"""Creates a NamedTuple three times as fast as its constructor; used three times per request."""
 
 
 class Asked(NamedTuple):
@@ -175,7 +172,7 @@ class Infer:
                 parameters = query.merged(form.header.parameters)
                 prior, tau = parameters.prior, parameters.tau
                 found = fitted(values, model.bundle.input)
-                return _new(_Read, (model, form, parameters, [prior], None, tau, found, []))
+                return new(_Read, (model, form, parameters, [prior], None, tau, found, []))
             if max_texts is not None and form.header.texts() > max_texts:
                 raise _ManyTexts
             inputs = read_inputs(form.header, body, len(text))
@@ -253,7 +250,7 @@ class Infer:
             deadline=deadline,
             full=plan.full,
         )
-        asked = _new(Asked, (request, model, read.form.header, settings, plan))
+        asked = new(Asked, (request, model, read.form.header, settings, plan))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
     # -- from the queue to the answers
@@ -277,7 +274,7 @@ class Infer:
         answers = []
         found = encoded_together(entries, columns) if columns else []
         for entry, (body, content_type, headers) in zip(entries, found, strict=True):
-            answers.append(_new(Answer, (body, _facts(entry.ask, entry), content_type, headers)))
+            answers.append(new(Answer, (body, _facts(entry.ask, entry), content_type, headers)))
         return answers
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from service.contract.adjustment import Vector
+from service.contract.scores import Z_95
 from service.contract.shift.estimation import Replicates
 
 TOLERANCE = 1e-7
@@ -21,8 +22,8 @@ MAX_ITERATIONS = 2000
 MAX_CLASSES_WITH_COVARIANCE = 2000
 """With more classes their variances are estimated one by one, as if independent."""
 MAX_CONDITION = 100.0
-_Z = 1.959964
-_REPLICATE_SPREAD = (2.093 / _Z) ** 2  # a variance from 20 replicates: t with 19 degrees of freedom
+_REPLICATE_SPREAD = (2.093 / Z_95) ** 2
+"""For a variance from 20 replicates: t with 19 degrees of freedom."""
 SAME_LOGITS = 1e-4
 """Rows whose logits differ by less, in units of their standard deviation, are of one input."""
 _CHUNK_CELLS = 4_000_000  # of [n, C]: 32 MB of float64 at a time
@@ -258,7 +259,7 @@ def summed_by(rows: Vector, inputs: NDArray[np.integer]) -> Vector:
 def with_intervals(prior: Vector, covariance: Vector, *, n: int) -> PriorEstimate:
     """The estimate with 95 % intervals of a covariance [C, C], or of variances [C]."""
     variances = covariance if covariance.ndim == 1 else covariance.diagonal()
-    half = _Z * np.sqrt(variances)
+    half = Z_95 * np.sqrt(variances)
     spread, variance = float((prior * (1 - prior)).sum()), float(variances.sum())
     effective = n if spread >= n * variance else spread / variance
     return PriorEstimate(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from service.contract.adjustment import Vector
+from service.contract.scores import Z_95
 from service.contract.shift.label_shift import (
     MAX_CLASSES_WITH_COVARIANCE,
     PriorEstimate,
@@ -43,7 +44,6 @@ _FLOOR = 1e-6
 _READ_AT_ONCE = 2**20
 _WRITTEN_AT_ONCE = 100_000
 """Numbers of a state that are written in one call, which lets no other thread run."""
-_Z = 1.959964
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class Tracked:
 
         calibration_variance: [C] variance of the estimate that the model's calibration adds.
         """
-        half = _Z * np.sqrt(self.variance + np.asarray(calibration_variance))
+        half = Z_95 * np.sqrt(self.variance + np.asarray(calibration_variance))
         return np.maximum(self.prior - half, 0.0), np.minimum(self.prior + half, 1.0)
 
     @classmethod

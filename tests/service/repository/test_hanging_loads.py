@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -23,7 +22,7 @@ from service.repository.loads import LoadHangs, Loads, Turn
 from service.repository.repository import ModelFailed
 from service.server.assembly.service import Service
 from service.settings import Settings
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, eventually_async
 from tests.support.faulty_models import publish_endless, publish_slow
 from tests.support.server import running, starting
 from tests.support.small_models import inputs, publish_model
@@ -43,13 +42,6 @@ def released():
 # ---- loads alone
 
 
-async def until(what, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.01)
-
-
 def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplog):
     async def go():
         loads = Loads(seconds=BRIEF)
@@ -63,7 +55,7 @@ def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplo
             loads.begin(("a", 1), released.wait)
         assert await loads.begin(("a", 2), lambda: "another") == "another"
         released.set()
-        await until(lambda: not loads.hanging())
+        await eventually_async(lambda: not loads.hanging())
         assert await loads.begin(("a", 1), lambda: "now") == "now"
 
     asyncio.run(go())
@@ -125,7 +117,7 @@ def test_an_error_of_a_load_is_the_waiters_and_nobodys_else(caplog):
         with pytest.raises(ValueError, match="no"):
             await loads.begin(("a", 1), fail)
         left = loads.begin(("a", 2), fail)
-        await until(left.done)
+        await eventually_async(left.done)
 
     asyncio.run(go())
     assert caplog.text == ""
@@ -149,7 +141,7 @@ def test_the_turn_of_a_load_that_hangs_passes_on_and_those_that_waited_have_thei
     async def go():
         loads = Loads(seconds=2 * BRIEF)
         first = loads.begin(("hang", 1), hang)
-        await until(lambda: order)
+        await eventually_async(lambda: order)
         loads._seconds = BRIEF
         others = [loads.begin((name, 1), partial(work, name)) for name in ("b", "c")]
         with pytest.raises(LoadHangs):
@@ -185,10 +177,12 @@ def test_only_so_many_loads_work_at_once_and_one_that_hangs_makes_room(released,
                 await each
         await asyncio.gather(*others)  # though they were in line for longer than one may work
         released.set()
-        await until(lambda: not loads.hanging())
-        await until(lambda: len(load_threads() - before) == 2)  # they replaced those that hung
+        await eventually_async(lambda: not loads.hanging())
+        await eventually_async(
+            lambda: len(load_threads() - before) == 2
+        )  # they replaced those that hung
         loads.close()
-        await until(lambda: not load_threads() - before)
+        await eventually_async(lambda: not load_threads() - before)
 
     asyncio.run(go())
     assert most == 2
@@ -265,7 +259,7 @@ def test_a_version_whose_load_hangs_has_failed_and_the_one_before_serves_on(
             await service.repository.load_all()
             assert set(service.repository.all()) == {"linear", "other"}
             released.set()
-            await until(lambda: service.health.why_degraded() is None)
+            await eventually_async(lambda: service.health.why_degraded() is None)
             await service.repository.load("linear")
             assert served(service) == [2, 1]
 
@@ -280,7 +274,7 @@ def test_an_unload_ends_the_wait_for_a_load_and_the_next_load_goes_on_with_it(
         async with service_of(tmp_path, load_seconds=LONG) as service:
             publish_model(tmp_path / "models")
             loads = [asyncio.create_task(service.repository.load("linear")) for _ in range(2)]
-            await until(blocked.is_set)
+            await eventually_async(blocked.is_set)
             assert state(service, 2) == "being loaded"
             await service.repository.unload("linear")
             assert served(service) == []
@@ -289,7 +283,7 @@ def test_an_unload_ends_the_wait_for_a_load_and_the_next_load_goes_on_with_it(
                     await each
             assert state(service, 2) == "unloaded"
             again = asyncio.create_task(service.repository.load("linear"))
-            await until(lambda: "linear" in service.repository._stops)
+            await eventually_async(lambda: "linear" in service.repository._stops)
             released.set()
             await again
             assert served(service) == [2, 1]
@@ -305,12 +299,12 @@ def test_a_load_that_ends_after_its_model_was_unloaded_changes_nothing(tmp_path,
         async with service_of(tmp_path, load_seconds=LONG) as service:
             publish_model(tmp_path / "models")
             load = asyncio.create_task(service.repository.load("linear"))
-            await until(blocked.is_set)
+            await eventually_async(blocked.is_set)
             await service.repository.unload("linear")
             with pytest.raises(ModelFailed):
                 await load
             released.set()
-            await until(lambda: not service.repository.loads._known)
+            await eventually_async(lambda: not service.repository.loads._known)
             assert served(service) == []
             await service.repository.load_all()
             assert served(service) == []
