@@ -326,7 +326,7 @@ class Answers:
         """End the thread. Blocks while it stores the last answers, STOP_SECONDS at most."""
         self._stopped = True
         self._woken.set()
-        if self._shared is not None and self._thread is not None:
+        if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
     def flush(self) -> None:

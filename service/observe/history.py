@@ -1,11 +1,12 @@
 """Keeps the counters of the last minutes, so that a page opened now shows what happened before."""
 
 import logging
-import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+
+from service.process.repeated import Repeated
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,21 @@ class History:
         """scrape: returns the blocks of a scrape in Prometheus' text; called in a thread."""
         self._scrape = scrape
         self._readings: deque[tuple[float, bytes]] = deque(maxlen=KEPT)
-        self._stopped = threading.Event()
+        self._taking = Repeated(
+            self._take_if_room,
+            name="history",
+            every_seconds=EVERY_SECONDS,
+            failure="the console will not show the last minute's traffic",
+            at_once=True,
+        )
 
     def start(self) -> None:
         """Take a reading now and every minute, until `stop`."""
-        threading.Thread(target=self._run, name="history", daemon=True).start()
+        self._taking.start()
 
     def stop(self) -> None:
         """Take no more readings."""
-        self._stopped.set()
+        self._taking.stop()
 
     def take(self) -> None:
         """Take a reading."""
@@ -61,14 +68,10 @@ class History:
             found.append((at, "\n".join(kept)))
         return found
 
-    def _run(self) -> None:
-        while True:
-            try:
-                self.take()
-            except OSError as error:
-                logger.warning(
-                    "the console will not show the last minute's traffic: %s; make room there",
-                    error,
-                )
-            if self._stopped.wait(EVERY_SECONDS):
-                return
+    def _take_if_room(self) -> None:
+        try:
+            self.take()
+        except OSError as error:
+            logger.warning(
+                "the console will not show the last minute's traffic: %s; make room there", error
+            )

@@ -5,7 +5,6 @@ each scrape.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +17,7 @@ from service.observe.run_folder import Gauge, RunFolder
 from service.observe.statistics import StatisticsReader, VersionStatistics
 from service.observe.tally import Cells, Histogram, Series, Tally
 from service.observe.version_tallies import VersionTallies
+from service.process.repeated import Repeated
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,10 @@ class Metrics:
         ]
         self._vector_gauges: Callable[[], Iterable[VectorGauge]] = tuple
         self._exposition = Exposition(Families(COUNTERS, HISTOGRAMS, GAUGES, VECTOR_GAUGES))
-        self._stopped = threading.Event()
+        self._publishing = Repeated(
+            self._publish, name="gauges", every_seconds=PUBLISH_SECONDS, at_once=True,
+            failure="other workers do not see this worker's gauges",
+        )  # fmt: skip
         self._publish_fault: str | None = None
 
     @property
@@ -125,11 +128,11 @@ class Metrics:
 
     def publish_gauges(self) -> None:
         """Show this worker's gauges to the others every second until `stop`."""
-        threading.Thread(target=self._publish, name="gauges", daemon=True).start()
+        self._publishing.start()
 
     def stop(self) -> None:
         """Stop publishing; the counts stay in the run folder."""
-        self._stopped.set()
+        self._publishing.stop()
         self._tally.close()
         self._versions.close()
 
@@ -188,23 +191,20 @@ class Metrics:
         return [sample for source in self._gauges for sample in source()]
 
     def _publish(self) -> None:
-        while True:
-            try:
-                self._publish_once()
-            except OSError as error:
-                if self._publish_fault is None:
-                    logger.warning(
-                        "this worker's gauges are missing in scrapes of other workers: %s; make "
-                        "room there",
-                        error,
-                    )
-                self._publish_fault = (
-                    f"other workers do not see this worker's gauges: {error.strerror or error}"
+        try:
+            self._publish_once()
+        except OSError as error:
+            if self._publish_fault is None:
+                logger.warning(
+                    "this worker's gauges are missing in scrapes of other workers: %s; make room "
+                    "there",
+                    error,
                 )
-            else:
-                self._publish_fault = None
-            if self._stopped.wait(PUBLISH_SECONDS):
-                return
+            self._publish_fault = (
+                f"other workers do not see this worker's gauges: {error.strerror or error}"
+            )
+        else:
+            self._publish_fault = None
 
     def _publish_once(self) -> None:
         self._run_folder.publish_gauges(self._own_gauges())

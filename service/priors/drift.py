@@ -5,8 +5,6 @@ recent rows, at the model's default tau. It is measured from the prior's target 
 `expected`, and otherwise from the same mean over the model's first rows, its baseline.
 """
 
-import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,8 +21,7 @@ from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import PriorDoesNotFit
 from service.priors.rule import Rule, jensen_shannon, mean_probability
-
-logger = logging.getLogger(__name__)
+from service.process.repeated import Repeated
 
 EVERY_SECONDS = 5.0
 MIN_ROWS = 100
@@ -65,15 +62,18 @@ class Drift:
         self._priors, self._models = priors, models
         self._watched: dict[int, Watched] = {}
         self.measured: Sequence[Divergence] = ()
-        self._stopped = threading.Event()
+        self._measuring = Repeated(
+            self.look, name="drift", every_seconds=EVERY_SECONDS,
+            failure="drift could not be measured",
+        )  # fmt: skip
 
     def start(self) -> None:
         """Measure every few seconds until `stop`."""
-        threading.Thread(target=self._run, name="drift", daemon=True).start()
+        self._measuring.start()
 
     def stop(self) -> None:
         """Stop measuring."""
-        self._stopped.set()
+        self._measuring.stop()
 
     def look(self) -> None:
         """Measure every model once."""
@@ -104,17 +104,6 @@ class Drift:
                 logits, one.baseline, prior=prior, tau=bundle.tau, temperature=bundle.temperature
             )
             yield Divergence(bundle.name, name, value)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(EVERY_SECONDS):
-            try:
-                self.look()
-            except Exception:
-                logger.exception(
-                    "drift could not be measured; next attempt in %g s; report this with the "
-                    "traceback",
-                    EVERY_SECONDS,
-                )
 
 
 def divergence(

@@ -32,6 +32,7 @@ from service.priors.rule import jensen_shannon
 from service.priors.shift.history import History
 from service.priors.shift.stream import Stream, estimate_of
 from service.priors.store.kept import KeptState
+from service.process.repeated import Repeated
 from service.process.slices import decoded, stored_json
 from service.process.threads import raise_limit
 
@@ -171,20 +172,30 @@ class ShiftWatch:
         self._every, self._slot, self._act, self._now = every_seconds, slot, act, now
         self._keeper = f"{replica}/{slot}"
         self._followed: dict[int, Followed] = {}
-        self._stopped = threading.Event()
         self._store_trouble = ""
+        self._threads = (
+            Repeated(
+                self.learn, name="tracking", every_seconds=LEARN_SECONDS,
+                failure="the prior of traffic could not be tracked",
+            ),
+            Repeated(
+                self.look, name="shift", every_seconds=every_seconds,
+                failure="traffic could not be judged",
+            ),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Start both threads; they run until `stop`."""
-        for name, run in (("tracking", self._learn_on), ("shift", self._look_on)):
-            threading.Thread(target=run, name=name, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Stop both threads and store the state a last time. Blocks for at most STOP_SECONDS.
+        """Stop both threads and store the state a last time, within at most twice STOP_SECONDS.
 
         The store may hang, so a separate thread writes the state.
         """
-        self._stopped.set()
+        for thread in self._threads:
+            thread.stop()
         last = threading.Thread(target=lambda: [*map(self._keep, self.followed())], daemon=True)
         try:
             last.start()
@@ -243,27 +254,6 @@ class ShiftWatch:
                 self._look_at(one)
 
     # ---- inside
-
-    def _learn_on(self) -> None:
-        while not self._stopped.wait(LEARN_SECONDS):
-            try:
-                self.learn()
-            except Exception:
-                logger.exception(
-                    "the prior of traffic could not be tracked; the next turn tries again; report "
-                    "this with the traceback"
-                )
-
-    def _look_on(self) -> None:
-        while not self._stopped.wait(self._every):
-            try:
-                self.look()
-            except Exception:
-                logger.exception(
-                    "traffic could not be judged; next attempt in %g s; report this with the "
-                    "traceback",
-                    self._every,
-                )
 
     def _look_at(self, one: Followed) -> None:
         own = one.served.stream.now()

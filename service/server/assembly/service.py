@@ -278,10 +278,8 @@ class Service:
             await self.grpc.stop(seconds=GRPC_STOP_SECONDS)
         if self._polling is not None:
             self._polling.cancel()
-        self.drift.stop()
-        self.history.stop()
-        await asyncio.to_thread(self.shift.stop)
-        await asyncio.to_thread(self.answers.stop)
+        for thread in (self.drift, self.history, self.shift, self.answers):
+            await asyncio.to_thread(thread.stop)
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
@@ -292,7 +290,7 @@ class Service:
         self.request_log.close()
         if self.traces is not None:
             await self.traces.close()
-        self.metrics.stop()
+        await asyncio.to_thread(self.metrics.stop)
         self.watchdog.stop()
         if self.turns is not None:
             self.turns.stop()

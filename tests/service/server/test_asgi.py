@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -170,6 +171,28 @@ def test_a_stopped_application_can_be_started_again(settings):
     for _ in range(2):
         ((status, _),) = run(app, ("GET", "/health/ready"))
         assert status == 200
+
+
+def test_the_threads_of_a_stopped_application_end(settings):
+    """Python ends while none of them is in compiled code, which could abort the process."""
+    before = set(threading.enumerate())
+
+    def own():
+        names = {each.name for each in set(threading.enumerate()) - before}
+        return {name for name in names if not name.startswith(("asyncio", "encoder"))}
+
+    app = create_app(settings)
+    started = []
+
+    async def go():
+        await app.start()
+        started.extend(own())
+        await app.stop()
+
+    asyncio.run(go())
+    assert {"drift", "history", "tracking", "shift"} <= set(started)
+    assert not own() & {"drift", "history", "tracking", "shift"}, "stop() waits for these"
+    eventually(lambda: not own())
 
 
 def test_an_application_that_drains_is_not_ready_and_still_answers(settings):
