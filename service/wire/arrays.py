@@ -180,13 +180,7 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
         )
     wanted = spec.shape
     shape = array.shape
-    if [*shape[1:]] != wanted[1:] and (
-        len(shape) != len(wanted)
-        or any(
-            want is not None and want != got
-            for want, got in zip(wanted[1:], shape[1:], strict=True)
-        )
-    ):
+    if [*shape[1:]] != wanted[1:] and not rows_fit(shape, wanted):
         is_row = [*shape] == wanted[1:]
         remedy = ": put the row into a list, of one row" if is_row else ""
         raise InvalidInput(
@@ -205,6 +199,13 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
         if flat.dot(flat) < _SAFE_SQUARES:  # false for NaN, too
             return array.astype(dtype, order="C")
     return _cast_finite(array, dtype, first_row=first_row)
+
+
+def rows_fit(shape: tuple[int, ...], wanted: Sequence[int | None]) -> bool:
+    """Whether an array's shape is a model's, whatever the number of rows. None fits any size."""
+    return len(shape) == len(wanted) and all(
+        want is None or want == got for want, got in zip(wanted[1:], shape[1:], strict=True)
+    )
 
 
 def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array:

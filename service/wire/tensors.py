@@ -97,9 +97,9 @@ class Described:
         return Tensor(self.name, self.datatype, self.shape, values), end
 
     def only_values(self, body: bytes | bytearray, offset: int) -> Array:
-        """The numbers of a binary tensor that is all of the body from offset on. Raises Malformed.
+        """The numbers of a binary tensor that is all of the body from offset on, aligned.
 
-        The datatype is not BYTES.
+        The datatype is not BYTES. Raises Malformed.
         """
         given = len(body) - offset
         if given != self.size:
@@ -107,7 +107,8 @@ class Described:
             if given < self.size:
                 raise self._too_short(given)
             raise surplus(given - self.size)
-        return np.frombuffer(body, _LITTLE[self.datatype], self.count, offset).reshape(self.shape)
+        values: Array = np.ndarray(self.shape, _LITTLE[self.datatype], body, offset)
+        return values if values.flags.aligned else values.copy()
 
     def _too_short(self, left: int) -> Malformed:
         return Malformed(

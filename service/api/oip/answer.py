@@ -23,6 +23,7 @@ from service.contract.members.costs import REJECTED
 from service.priors.revisions import PriorRevision
 from service.priors.rule import best
 from service.repository.served import ServedModel
+from service.wire.arrays import rows_fit
 from service.wire.ranked import joined_texts, list_json, number_texts
 from service.wire.tensors import BY_DTYPE, Described, binary_pieces, encode_binary, encode_json
 
@@ -67,12 +68,22 @@ class Form:
         self.header, self._num_classes = header, len(bundle.class_names)
         self._plans: dict[int | None, Plan] = {}
         self.tensor: Described | None = None
-        """The only tensor of the request, if it is binary and exactly the model's input."""
-        spec = bundle.input
-        if spec.kind in {"tensor", "image"} and len(header.inputs) == 1:
-            only = header.inputs[0]
-            fits = only.name == spec.name and only.datatype == BY_DTYPE[spec.dtype]
-            self.tensor = only if fits and only.size is not None else None
+        """The only tensor of the request, if it is binary and exactly the model's input.
+
+        Its name, type and shape need no further check, only its number of bytes.
+        """
+        spec, only = bundle.input, header.inputs[0] if len(header.inputs) == 1 else None
+        if (
+            only is not None
+            and only.size is not None
+            and only.count
+            and spec.kind in {"tensor", "image"}
+            and not spec.missing
+            and only.name == spec.name
+            and only.datatype == BY_DTYPE[spec.dtype]
+            and rows_fit(only.shape, spec.shape)
+        ):
+            self.tensor = only
 
     def plan(self, top_k: int | None) -> Plan:
         """The plan for this top_k. Raises InvalidParameter."""

@@ -171,8 +171,7 @@ class Infer:
                 values = only.only_values(body, len(text))
                 parameters = query.merged(form.header.parameters)
                 prior, tau = parameters.prior, parameters.tau
-                found = fitted(values, model.bundle.input)
-                return new(_Read, (model, form, parameters, [prior], None, tau, found, []))
+                return new(_Read, (model, form, parameters, [prior], None, tau, values, []))
             if max_texts is not None and form.header.texts() > max_texts:
                 raise _ManyTexts
             inputs = read_inputs(form.header, body, len(text))
