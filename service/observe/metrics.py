@@ -17,6 +17,7 @@ from service.observe.run_folder import Gauge, RunFolder
 from service.observe.statistics import StatisticsReader, VersionStatistics
 from service.observe.tally import Cells, Histogram, Series, Tally
 from service.observe.version_tallies import VersionTallies
+from service.process.machine import NO_FOLDER
 from service.process.repeated import Repeated
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,9 @@ class Metrics:
         self._vector_gauges = source
 
     def publish_gauges(self) -> None:
-        """Show this worker's gauges to the others every second until `stop`."""
+        """Show this worker's gauges to the others every second until `stop`, given a folder."""
+        if self._run_folder.root == NO_FOLDER:
+            return
         self._publishing.start()
 
     def stop(self) -> None:

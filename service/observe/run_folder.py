@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.process.machine import NO_FOLDER
+
 logger = logging.getLogger(__name__)
 
 _RUN_PREFIX = "priordial-run-"
@@ -39,17 +41,19 @@ SeenExemplar = tuple[str, dict[str, str], int, str, float, float]
 def new_run() -> Iterator[Path]:
     """Make and lock the folder of a run, and remove the folders of dead runs.
 
-    The folder is removed at the end. If none can be made, metrics are kept in memory.
+    The folder is removed at the end. If none can be made, this is NO_FOLDER, and metrics are kept
+    in memory.
     """
-    root, lock = Path(os.devnull) / "no-folder", None  # where no folder can be made
+    root, lock = NO_FOLDER, None
     try:
         parent = Path(tempfile.gettempdir())
         sweep(parent)
         root, lock = _made(parent)
     except OSError as error:
         logger.warning(
-            "no folder for metrics can be made, so each worker shows only its own: %s; "
-            "set TMPDIR to a folder that can be written, and restart",
+            "no folder for metrics can be made: %s; each worker shows only its own metrics, and "
+            "connections are spread unevenly over the workers; set TMPDIR to a folder that can be "
+            "written, and restart",
             error,
         )
     try:

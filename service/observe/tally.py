@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.observe.families import HISTOGRAMS
-from service.process.machine import allocate
+from service.process.machine import NO_FOLDER, allocate
 
 Cells: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
@@ -106,6 +106,11 @@ class Tally:
             f"metrics are kept in memory only, because {self._folder} cannot be written: "
             f"{error.strerror or error}; make room there, or set TMPDIR, and restart"
         )
+        if NO_FOLDER in self._folder.parents:
+            self._fault = (
+                "metrics are kept in memory only, because no folder for them can be made; set "
+                "TMPDIR to a folder that can be written, and restart"
+            )
 
     def _take_over(self, data: FileIO, index: FileIO) -> None:
         """Adopt the blocks of the previous worker, and drop a line of the index that it did not

@@ -5,7 +5,7 @@ import mmap
 import time
 from pathlib import Path
 
-from service.process.machine import allocate
+from service.process.machine import NO_FOLDER, allocate
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,10 @@ def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
     """Open the counts in a run folder, for a number of slots.
 
     If the file cannot be written, logs a warning and returns None. Connections are then shared
-    unevenly between the workers.
+    unevenly between the workers. NO_FOLDER needs no warning: whoever found none has warned.
     """
+    if folder == NO_FOLDER:
+        return None
     try:
         return ConnectionCounts(folder, slots)
     except OSError as error:

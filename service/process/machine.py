@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
@@ -27,6 +28,10 @@ class PortTaken(RuntimeError):
         elif isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             advice = "expected an address of this machine or its name in --host"
         super().__init__(f"cannot listen on {host}:{port}: {error.strerror}; {advice}")
+
+
+NO_FOLDER = Path(os.devnull) / "no-folder"
+"""Stands for a folder that could not be made. Nothing can be made in it."""
 
 
 def allocate(descriptor: int, offset: int, size: int) -> None:

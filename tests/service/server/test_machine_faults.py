@@ -183,7 +183,10 @@ def test_a_killed_service_leaves_a_folder_that_the_next_start_removes(models, tm
     assert list(place.glob("priordial-run-*")) == []
 
 
-def test_a_folder_that_cannot_hold_metrics_at_the_start_is_told_in_readiness(models, tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_that_cannot_hold_metrics_at_the_start_is_told_in_readiness(
+    models, tmp_path, workers
+):
     """Like a read-only root without a writable /tmp: the interpreter finds no place for files."""
     script = (
         "import sys, tempfile\n"
@@ -196,14 +199,20 @@ def test_a_folder_that_cannot_hold_metrics_at_the_start_is_told_in_readiness(mod
     program = tmp_path / "nowhere.py"
     program.write_text(script)
     with starting(
-        models, program=("nowhere",), environment={"PYTHONPATH": str(tmp_path)}
+        models,
+        workers=workers,
+        program=("nowhere",),
+        environment={"PYTHONPATH": str(tmp_path)},
     ) as server:
         server.url = server.wait_for(r"ready on (http://[^\s\"]+)")[1]
         assert "no folder for metrics can be made" in server.log
         assert predict(server.url, 2) == [200, 200]
-        assert "metrics are kept in memory only" in ready(server.url)["reason"]
+        reason = ready(server.url)["reason"]
+        assert "metrics are kept in memory only, because no folder for them can be made" in reason
+        assert "no-folder" not in reason + server.log, "the stand-in for the folder is not shown"
         text = httpx.get(f"{server.url}/metrics").text
-        assert metric(text, "priordial_predictions_total", decision="adjusted") == 2
+        if workers == "1":  # of two, each shows its own
+            assert metric(text, "priordial_predictions_total", decision="adjusted") == 2
         assert server.terminate() == 0
 
 
