@@ -63,12 +63,20 @@ def test_time_of_the_garbage_collector_is_told(caplog):
     assert gc.callbacks == before
 
 
+def length_of_a_sum(seconds):
+    """How many numbers one call of `sum` adds in this processor time, on any machine."""
+    numbers, begun = 1_000_000, time.thread_time()
+    sum(range(numbers))
+    return int(numbers * seconds / (time.thread_time() - begun))
+
+
 def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplog):
+    numbers = length_of_a_sum(0.4)
     begun, may_end = threading.Event(), threading.Event()
 
     def held_by_a_thread():
         begun.set()
-        sum(range(10_000_000))  # one call, which does not release the interpreter
+        sum(range(numbers))  # one call, which does not release the interpreter
         may_end.wait(30)  # a thread that has ended has no stack and no name
 
     def wait_for_it(_):
