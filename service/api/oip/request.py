@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ OUTPUTS = (*CLASSES_OF, "class_index", "class_probability", "class_name", *DECIS
 _OWN = ("tau", "prior", "top_k", "context")
 _IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "content_type")
 """Parameters that clients of other servers send unasked; they mean nothing to a classifier."""
+_MAX_KEPT_DIGITS = 20
+_NO_BODY = 2**40
+"""More bytes than any body has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,20 @@ def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes | b
     length = len(body)
     if header_length is None:
         return body
-    given = whole_number(header_length, below=length + 1)
-    if given is None:
+    is_short = len(header_length) <= _MAX_KEPT_DIGITS
+    given = _length_of(header_length) if is_short else whole_number(header_length, below=_NO_BODY)
+    if given is None or given > length:
         raise Malformed(
             f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; "
             f"expected a number of bytes up to the body's {length}"
         )
     check_length(given)
     return bytes(body[:given])
+
+
+@lru_cache(maxsize=256)  # a client repeats its value with each request
+def _length_of(header_length: bytes) -> int | None:
+    return whole_number(header_length, below=_NO_BODY)
 
 
 def read_inputs(
