@@ -3,8 +3,12 @@
 import asyncio
 import shutil
 import subprocess
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -14,6 +18,8 @@ from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store
 from tests.support.eventually import eventually, eventually_async
 from tests.support.priors import following, make_bundle
+from tests.support.server import running
+from tests.support.small_models import inputs, publish_model
 
 PETS = make_bundle()
 
@@ -55,6 +61,14 @@ class Pair:
         written = position(self.primary, "pg_current_wal_lsn")
         return position(self.standby, "pg_last_wal_replay_lsn") >= written
 
+    def replicate_synchronously(self):
+        """Let the primary acknowledge a change only once the standby has it."""
+        with psycopg.connect(self.primary.url("postgres"), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            connection.execute("SELECT pg_reload_conf()")
+            state = "SELECT sync_state FROM pg_stat_replication"
+            eventually(lambda: connection.execute(state).fetchone() == ("sync",))
+
     def part(self):
         """Cut the standby off from its primary."""
         with psycopg.connect(self.standby.url("postgres"), autocommit=True) as connection:
@@ -77,6 +91,44 @@ class Pair:
 @pytest.fixture
 def pair(make_postgres):
     return Pair(make_postgres)
+
+
+class Clients:
+    """Two threads that predict and two that change priors, until `end`."""
+
+    def __init__(self, url):
+        self.statuses, self.acknowledged, self.refused = Counter(), [], []
+        """Answers to predictions; (prior, revision) of each change; problems of the others."""
+        self._url, self._ended = url, threading.Event()
+        self._threads = ThreadPoolExecutor(4)
+        self._running = [
+            self._threads.submit(self._repeat, work, number)
+            for work in (self._predict, self._change)
+            for number in range(2)
+        ]
+
+    def end(self):
+        self._ended.set()
+        for each in self._running:
+            each.result()
+
+    def _repeat(self, work, number):
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self._ended.is_set():
+                work(client, number)
+
+    def _predict(self, client, _):
+        answer = client.post("/predict", json={"instances": inputs(2).tolist()})
+        self.statuses[answer.status_code] += 1
+
+    def _change(self, client, number):
+        name, weight = f"site-{number}", 1 + len(self.acknowledged)
+        answer = client.put(f"/priors/{name}", json={"target": {"class-0": weight}, "others": 1})
+        if answer.is_success:
+            self.acknowledged.append((name, answer.json()["revision"]))
+        else:
+            assert answer.status_code == 503, answer.text
+            self.refused.append(answer.json())
 
 
 async def write(priors, lynx):
@@ -142,6 +194,26 @@ def test_a_standby_is_followed_and_writes_go_to_its_primary(pair):
             await eventually_async(lambda: writer.select(PETS).revision == 2)
 
     asyncio.run(main())
+
+
+def test_promoted_under_load_it_loses_no_acknowledged_change_and_no_prediction(pair, tmp_path):
+    pair.replicate_synchronously()
+    publish_model(tmp_path)
+    with running(tmp_path, store=pair.url, workers=2) as server:
+        clients = Clients(server.url)
+        try:
+            eventually(lambda: len(clients.acknowledged) > 20)
+            pair.fail_over()
+            before = len(clients.acknowledged)
+            eventually(lambda: len(clients.acknowledged) > before + 20, seconds=60)
+        finally:
+            clients.end()
+        assert set(clients.statuses) == {200}
+        for name in ("site-0", "site-1"):
+            newest = max(number for prior, number in clients.acknowledged if prior == name)
+            found = httpx.get(f"{server.url}/priors/{name}/revisions", timeout=60).json()
+            assert found["revisions"][0]["revision"] >= newest
+        assert httpx.get(f"{server.url}/health/ready", timeout=60).json()["status"] == "ready"
 
 
 def test_only_a_postgresql_store_has_a_standby(tmp_path: Path):
