@@ -67,6 +67,20 @@ def available_memory(root: Path = _ROOT) -> int:
     return min(found, default=sys.maxsize)
 
 
+def memory_kills(root: Path = _ROOT) -> int:
+    """How many processes of this process's control group the kernel has killed for want of memory.
+
+    0 where no group counts them. `root` is the folder that holds proc and sys.
+    """
+    for folder in _group_folders(root):  # the process's own group comes before its parents
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _text(folder / name).splitlines():
+                kind, _, count = line.partition(" ")
+                if kind == "oom_kill" and count.isdigit():
+                    return int(count)
+    return 0
+
+
 def _quota_files(root: Path) -> list[Path]:
     """Return each file that may limit this process: its control group's and its parents'."""
     return [

@@ -17,7 +17,7 @@ from typing import Any
 
 from service.observe.log import refuse
 from service.observe.run_folder import RunFolder, new_run
-from service.process.allowance import processor_time
+from service.process.allowance import MemoryKills, processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED, HUNG
 from service.process.threads import failure_text
@@ -78,6 +78,7 @@ class _Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._announced = False
         self._leaving = asyncio.Event()
+        self._memory_kills = MemoryKills()
         self._status = DONE
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -162,7 +163,7 @@ class _Supervisor:
             worker.refused = None
             reason = f"the supervisor failed: {error}"
         else:
-            reason = worker.refused or _words(status)
+            reason = worker.refused or self._memory_kills.reason(status) or _words(status)
         finally:
             self._workers.pop(slot, None)
             self._set_absent(slot)

@@ -12,6 +12,7 @@ from service.contract.resources import (
     available_memory,
     available_threads,
     flushed,
+    memory_kills,
     open_standard_streams,
     processors,
 )
@@ -48,6 +49,21 @@ def test_a_limit_of_version_1_counts_and_its_word_for_none_does_not(root):
     assert available_memory(root) == 16 * GIB
     (folder / "memory.limit_in_bytes").write_text(f"{GIB}\n")
     assert available_memory(root) == GIB
+
+
+def test_the_processes_that_the_kernel_killed_for_want_of_memory_are_those_of_the_own_group(root):
+    (root / "sys/fs/cgroup/memory.events").write_text("oom 9\noom_kill 9\n")
+    (root / "sys/fs/cgroup/shop/memory.events").write_text("low 0\noom 5\noom_kill 3\n")
+    assert memory_kills(root) == 3
+    (root / "proc/self/cgroup").write_text("4:memory:/shop\n")
+    folder = root / "sys/fs/cgroup/memory/shop"
+    folder.mkdir(parents=True)
+    (folder / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert memory_kills(root) == 2
+
+
+def test_where_no_group_counts_them_nothing_was_killed_for_want_of_memory(root):
+    assert memory_kills(root) == 0
 
 
 def test_without_a_quota_every_processor_of_the_affinity_is_usable(root):
