@@ -11,8 +11,6 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.contract.resources import available_memory, memory_kills
-
 NOTICE_SECONDS = 5
 """Seconds of processor time that are kept for ending well before the hard limit."""
 
@@ -111,28 +109,6 @@ def _used(line: str) -> int:
         return 0
     found = re.search(rf"^{line}:\s+([0-9]+) kB", status, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
-
-
-class MemoryKills:
-    """Tells which of this process's children the kernel has killed for want of memory.
-
-    The kernel only counts them, so each new one in the control group explains one child.
-    """
-
-    def __init__(self, count: Callable[[], int] = memory_kills) -> None:
-        """`count` is the number of such processes so far."""
-        self._count, self._explained = count, count()
-
-    def reason(self, status: int) -> str | None:
-        """Why a child with this exit status was killed, with what to do; None for other reasons."""
-        if status != -signal.SIGKILL or self._count() <= self._explained:
-            return None
-        self._explained += 1
-        return (
-            "killed by the kernel, because memory ran out (this service may use "
-            f"{available_memory() // _MIB} MiB): give it more, or set fewer --workers or a lower "
-            "--max-bodies-mib"
-        )
 
 
 def file_limit() -> str | None:

@@ -1,11 +1,14 @@
-"""A worker from its supervisor's point of view: a child process, and the socket to it."""
+"""A worker from its supervisor's point of view: a child process, the socket to it, and its end."""
 
 import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
+from signal import SIGKILL
 from typing import Any
 
+from service.contract.resources import available_memory, memory_kills
 from service.server.link import Place, next_message
 
 logger = logging.getLogger(__name__)
@@ -71,3 +74,25 @@ class WorkerProcess:
         """Send the worker a signal, unless it has ended."""
         if self._process.returncode is None:
             self._process.send_signal(number)
+
+
+class MemoryKills:
+    """Tells which workers the kernel has killed for want of memory.
+
+    The kernel only counts them, so each new one in the control group explains one worker.
+    """
+
+    def __init__(self, count: Callable[[], int] = memory_kills) -> None:
+        """`count` is the number of such processes so far."""
+        self._count, self._explained = count, count()
+
+    def reason(self, status: int) -> str | None:
+        """Why the kernel killed a worker with this exit status, with what to do; None if it did not."""
+        if status != -SIGKILL or self._count() <= self._explained:
+            return None
+        self._explained += 1
+        return (
+            "killed by the kernel, because memory ran out (this service may use "
+            f"{available_memory() // 2**20} MiB): give it more, or set fewer --workers or a lower "
+            "--max-bodies-mib"
+        )

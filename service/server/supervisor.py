@@ -17,11 +17,11 @@ from typing import Any
 
 from service.observe.log import refuse
 from service.observe.run_folder import RunFolder, new_run
-from service.process.allowance import MemoryKills, processor_time
+from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED, HUNG
 from service.process.threads import failure_text
-from service.server.child import WorkerProcess
+from service.server.child import MemoryKills, WorkerProcess
 from service.server.link import Place
 from service.server.listener import url_of
 from service.server.startup import on_signals

@@ -2,13 +2,12 @@
 
 import errno
 import resource
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from service.process.allowance import LEAST_FILES, MemoryKills, too_few_files
+from service.process.allowance import LEAST_FILES, too_few_files
 from service.process.threads import failure_text
 from tests.support.server import ROOT
 
@@ -69,16 +68,3 @@ def test_an_error_without_words_is_told_all_the_same():
     assert "ulimit -u" in failure_text(
         BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
     )
-
-
-def test_each_process_that_the_kernel_killed_for_want_of_memory_explains_one_child():
-    killed = [7]  # before this process began
-    kills = MemoryKills(lambda: killed[0])
-    assert kills.reason(-signal.SIGKILL) is None
-    killed[0] = 8
-    assert kills.reason(-signal.SIGTERM) is None
-    assert kills.reason(1) is None
-    reason = kills.reason(-signal.SIGKILL)
-    assert "killed by the kernel, because memory ran out" in reason
-    assert "give it more, or set fewer --workers" in reason
-    assert kills.reason(-signal.SIGKILL) is None, "somebody killed this one"
