@@ -87,7 +87,7 @@ class MemoryKills:
         self._count, self._explained = count, count()
 
     def reason(self, status: int) -> str | None:
-        """Why the kernel killed a worker with this exit status, with what to do; None if it did not."""
+        """Why the kernel killed a worker with this exit status; None if it did not."""
         if status != -SIGKILL or self._count() <= self._explained:
             return None
         self._explained += 1
