@@ -52,11 +52,11 @@ def compose(
     them. A final softmax is cut off, so that the head starts from its input. classes: C, or 0 where
     it is not known.
 
-    Added inputs: tau float32 [B] and prior_index int64 [B] (or both [1]: the same for all rows),
-    prior_table float32 [P, C] with rows log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how
-    many rows of PROBABILITIES to compute). From ranking.LARGE classes on, by_blocks bool [] chooses
-    the selection; it must be false where top_k exceeds ranking.most_by_blocks(C). The outputs
-    RANKED and FULL replace the graph's own.
+    Added inputs: tau float32 [B] and prior_index int64 [B], prior_table float32 [P, C] with rows
+    log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how many rows of PROBABILITIES to compute).
+    From ranking.LARGE classes on, tau and prior_index may both be [1], the same for all rows, and
+    by_blocks bool [] chooses the selection; it must be false where top_k exceeds
+    ranking.most_by_blocks(C). The outputs RANKED and FULL replace the graph's own.
     """
     foreign_graph.check_names(model, PREFIX)
     opset = foreign_graph.opset_of(model)
@@ -142,10 +142,12 @@ class _Head:
         rows = self.add("Slice", [ADJUSTED_LOGITS, first, FULL_ROWS, first], PREFIX + "full")
         self.add("Softmax", [rows], PROBABILITIES, axis=1)
         graph, value = self.nodes.graph, helper.make_tensor_value_info
+        # onnxruntime puts tensors whose dimensions have the same names into one buffer.
+        settings = PREFIX + ("settings" if self.chooses else "B")
         graph.input.extend(
             [
-                value(TAU, TensorProto.FLOAT, [PREFIX + "B"]),
-                value(PRIOR_INDEX, TensorProto.INT64, [PREFIX + "B"]),
+                value(TAU, TensorProto.FLOAT, [settings]),
+                value(PRIOR_INDEX, TensorProto.INT64, [settings]),
                 value(PRIOR_TABLE, TensorProto.FLOAT, [PREFIX + "P", PREFIX + "C"]),
                 value(TOP_K, TensorProto.INT64, [1]),
                 value(FULL_ROWS, TensorProto.INT64, [1]),

@@ -34,6 +34,21 @@ def echo_model(classes: int, opset: int = 20):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def normalised_model(classes: int):
+    """Scores in, their shares out, by an operator of classical models, whose number of rows
+    onnxruntime does not infer.
+    """
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Normalizer", ["x"], ["shares"], norm="L1", domain="ai.onnx.ml")],
+        "normalised",
+        [value("x", TensorProto.FLOAT, [None, classes])],
+        [value("shares", TensorProto.FLOAT, [None, classes])],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 def opened(folder, classes, **changes):
     model, bound = changes.pop("model", None), changes.pop("bound", None)
     spec = {"name": "x", "kind": "tensor", "shape": [None, classes], "dtype": "float32"}
@@ -189,6 +204,19 @@ def test_rows_that_share_tau_and_prior_get_the_same_bits_as_beside_other_setting
         mixed, shared = answers
         for field in ("top_index", "top_probability", "adjusted_logits", "probabilities"):
             np.testing.assert_array_equal(getattr(mixed, field)[:3], getattr(shared, field))
+
+
+def test_classical_models_of_many_classes_answer_rows_that_share_tau_and_prior(tmp_path):
+    output = {"name": "shares", "kind": "probabilities"}
+    graph = opened(tmp_path, EVEN, model=normalised_model(EVEN), output=output)
+    rng = np.random.default_rng(0)
+    scores, offset = rng.random((5, EVEN)), rng.normal(size=EVEN)
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    for found in both_ways(graph, scores.astype(np.float32), np.ones(5), offset, 3):
+        expected = softmax(np.log(shares) - offset)
+        np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
+        np.testing.assert_array_equal(found.top_index[:, 0], expected.argmax(axis=1))
+        np.testing.assert_array_equal(found.unadjusted_index, shares.argmax(axis=1))
 
 
 def test_a_ruled_out_class_has_probability_zero(graphs):
