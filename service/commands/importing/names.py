@@ -64,15 +64,17 @@ def read_columns(path: Path, spec: InputSpec) -> list[str]:
 def numbers_as_names(value: Any) -> Any:
     """A decoded list, or an object from index to name, with numbers, true and false as text.
 
-    An object of whole numbers is left as it is: it goes from name to index.
+    An object of whole numbers is left as it is: it goes from name to index. The member `id2label`
+    of an object always goes from index to name.
     """
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict) or all(type(each) is int for each in value.values()):
         return value
-    return {
-        key: numbers_as_names(v) if key == "id2label" else _as_text(v) for key, v in value.items()
-    }
+    found = {key: _as_text(each) for key, each in value.items()}
+    if isinstance(value.get("id2label"), dict):
+        found["id2label"] = {key: _as_text(each) for key, each in value["id2label"].items()}
+    return found
 
 
 def _as_text(value: Any) -> Any:

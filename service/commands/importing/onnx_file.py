@@ -158,7 +158,7 @@ def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
     """
     metadata = {item.key: item.value for item in model.metadata_props}
     for key in _NAME_KEYS:
-        if key in metadata and (found := _names_of_text(metadata[key])):
+        if key in metadata and (found := _names_of_text(metadata[key], key)):
             return found
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
@@ -200,13 +200,16 @@ def _labels_of(
     return None
 
 
-def _names_of_text(text: str) -> list[str] | None:
-    """Names from a metadata entry: a list or an object as JSON or Python writes it, lines, or
-    commas.
+def _names_of_text(text: str, key: str) -> list[str] | None:
+    """Names from the metadata entry `key`: a list or an object as JSON or Python writes it, lines,
+    or commas.
     """
     for parse in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return names_of_json(numbers_as_names(parse(text)))
+            value = parse(text)
+            if key == "id2label" and isinstance(value, dict) and key not in value:
+                value = {key: value}
+            return names_of_json(numbers_as_names(value))
     for separator in ("\n", ","):
         names = [name.strip() for name in text.strip().split(separator)]
         if len(names) > 1 and all(names):

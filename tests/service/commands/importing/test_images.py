@@ -216,6 +216,116 @@ def test_a_preprocessor_config_stands_for_flags(config, wanted):
     assert found["image"]
 
 
+@pytest.mark.parametrize(
+    ("processor", "config", "wanted"),
+    [
+        ("ConvNextFeatureExtractor", {"size": 224, "crop_pct": 0.875}, ("224,224", "256")),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}}, ("224,224", "256")),
+        (
+            "ConvNextImageProcessorFast",
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875},
+            ("384,384", "stretch"),
+        ),
+        (
+            "PoolFormerImageProcessor",
+            {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True},
+            ("224,224", "248"),
+        ),
+        (
+            "PoolFormerFeatureExtractor",
+            {"size": 224, "crop_size": 224, "do_center_crop": True, "crop_pct": 0.95},
+            ("224,224", "235"),
+        ),
+        ("LevitFeatureExtractor", {"size": 224, "do_center_crop": True}, ("224,224", "256")),
+        (
+            "DeiTFeatureExtractor",
+            {"size": 256, "crop_size": 224, "do_center_crop": True},
+            ("224,224", "256,256"),
+        ),
+        (
+            "CLIPFeatureExtractor",
+            {"size": 256, "crop_size": 224, "do_center_crop": True},
+            ("224,224", "256"),
+        ),
+        (
+            "PerceiverFeatureExtractor",
+            {"size": 224, "crop_size": 256, "do_center_crop": True},
+            ("224,224", "256"),
+        ),
+        ("BeitFeatureExtractor", {"size": 224, "do_center_crop": False}, ("224,224", "stretch")),
+        ("ViTImageProcessor", {"size": 224}, ("224,224", "stretch")),
+    ],
+)
+@pytest.mark.parametrize("member", ["image_processor_type", "feature_extractor_type"])
+def test_each_image_processor_scales_and_cuts_out_in_its_own_way(member, processor, config, wanted):
+    found = image_flags({member: processor, **config})
+    assert (found["size"], found["resize"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "mean", "std"),
+    [
+        ({"image_mean": 0.25, "image_std": 2}, "0.25", "2"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}, None, None),
+        (
+            {
+                "image_processor_type": "EfficientNetImageProcessor",
+                "image_mean": [0.5, 0.25, 0.125],
+                "image_std": [0.5, 0.25, 0.125],
+            },
+            "0.5,0.25,0.125",
+            "0.25,0.0625,0.015625",  # it divides by image_std a second time
+        ),
+        (
+            {
+                "image_processor_type": "EfficientNetImageProcessor",
+                "image_std": [0.5] * 3,
+                "do_normalize": False,
+                "include_top": True,
+            },
+            None,
+            "0.5,0.5,0.5",
+        ),
+        (
+            {
+                "image_processor_type": "EfficientNetImageProcessor",
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "include_top": False,
+                "rescale_factor": 1 / 127.5,
+                "rescale_offset": True,
+            },
+            "1.5,1.5,1.5",  # pixels are from -1 to 1 before the mean is subtracted
+            "0.5,0.5,0.5",
+        ),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True}, "1.0", None),
+    ],
+)
+def test_mean_and_std_are_those_that_the_image_processor_ends_with(config, mean, std):
+    found = image_flags({"size": 224, **config})
+    assert (found.get("mean"), found.get("std")) == (mean, std)
+
+
+def test_a_range_of_pixels_that_versions_of_transformers_read_differently_is_refused():
+    with pytest.raises(ImportRefused, match=r"rescale_factor 0\.5; expected 1/127\.5.*--scale"):
+        image_flags({"rescale_offset": True, "rescale_factor": 0.5})
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_folder_that_says_it_does_not_choose_one_class_is_refused(import_file, tmp_path, problem):
+    home = tmp_path / "export"
+    home.mkdir()
+    (home / "model.onnx").write_bytes(colour_model().SerializeToString())
+    labels = {str(i): i + 1 for i in range(len(COLOURS))}  # such as the stars of a review
+    config = {"id2label": labels, "problem_type": problem}
+    (home / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    status, _, err = import_file(home)
+    assert (status, f"problem_type is {problem}" in err) == (1, True)
+    status, bundle, err = import_file(home, "--output-kind", "logits")
+    assert status == 0, err
+    assert bundle.class_names == [str(i + 1) for i in range(len(COLOURS))]
+
+
 def test_a_folder_of_an_image_model_brings_its_preprocessing_and_its_names(import_file, tmp_path):
     home = tmp_path / "export"
     home.mkdir()

@@ -47,6 +47,7 @@ def test_what_is_no_list_of_names_is_none(value):
         ({"0": 7, "1": 7.5}, ["7", "7.5"]),
         ({"1": 0, "2": 1, "0": 2}, ["1", "2", "0"]),  # from name to index, as Keras writes it
         ({"id2label": {"0": 3, "1": "x"}}, ["3", "x"]),
+        ({"id2label": {"0": 1, "1": 2, "2": 0}}, ["1", "2", "0"]),  # always from index to name
     ],
 )
 def test_numbers_are_names_as_json_writes_them(import_file, tmp_path, value, wanted):
@@ -130,6 +131,15 @@ def test_names_in_the_metadata_come_in_the_same_forms(import_file, tmp_path, key
     status, bundle, _ = import_file(save(tmp_path, model))
     assert status == 0
     assert bundle.class_names == [f"n{i}" for i in range(CLASSES)]
+
+
+def test_numbers_under_id2label_are_names_by_index(import_file, tmp_path):
+    """They were taken for the indices of names, so that each answer had another class's name."""
+    model = linear_model(classes=3)
+    model.metadata_props.add(key="id2label", value=json.dumps({"0": 1, "1": 2, "2": 0}))
+    status, bundle, err = import_file(save(tmp_path, model))
+    assert status == 0, err
+    assert bundle.class_names == ["1", "2", "0"]
 
 
 def test_the_file_s_own_names_in_another_order_are_refused(import_file, tmp_path):
