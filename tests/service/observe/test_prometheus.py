@@ -24,10 +24,10 @@ from tests.support.eventually import eventually
 from tests.support.server import children, metric, running
 from tests.support.small_models import FEATURES, linear_model, publish_model
 
-THREADS, SCRAPES = 2, 8
+THREADS, SCRAPES = 2, 6
 MODELS = ("linear", "other")
 _CONFIG = """
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+global: {{scrape_interval: 400ms, scrape_timeout: 400ms}}
 scrape_configs:
   - job_name: priordial
     static_configs: [{{targets: ['{target}']}}]
