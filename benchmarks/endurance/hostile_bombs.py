@@ -270,6 +270,9 @@ def _tables() -> Iterator[tuple[str, Request]]:
     """Tables and files of arrays, good and bad."""
     csv, path = b"text/csv;header=absent", b"/models/text/predict"
     yield "CSV: texts", _post(path, (b"a" * 19_990 + b"\n") * 2000, csv)
+    lines = b"application/jsonlines"
+    for name, line in (("lists", b"[]\n"), ("empty lines", b"\n"), ("one line", b"[0,")):
+        yield f"JSON Lines: {name}", _post(b"/predict", line * (15 * MIB // len(line)), lines)
     for name, byte in (("quotes", b'"'), ("commas", b","), ("lines", b"\n"), ("no text", b"\xff")):
         yield f"CSV: {name}", _post(b"/predict", byte * (60 * MIB), csv)
     for name, array in (

@@ -101,11 +101,11 @@ def request(rng: random.Random) -> Request:
     """A random request: any kind of body for any model, sometimes with hostile headers."""
     model = rng.choice(["linear", "linear", "image", "text", "none"])
     fitting = {
-        "linear": [_json, _npy, _oip],
+        "linear": [_json, _json_lines, _npy, _oip],
         "image": [_image, _form],
         "text": [_json, _oip, _table],
     }
-    every = [_json, _npy, _oip, _image, _form, _plain, _table]
+    every = [_json, _json_lines, _npy, _oip, _image, _form, _plain, _table]
     make = rng.choice(fitting.get(model, every) if rng.random() < 0.6 else every)
     target, content_type, body, headers = make(rng, model)
     if rng.random() < 0.2:
@@ -218,6 +218,14 @@ def _json(rng: random.Random, model: str) -> _Made:
         document["settings"] = [_parameters(rng) for _ in range(rng.randint(0, 3))]
         return _path(model, "adjust"), JSON, json.dumps(document).encode(), []
     return _path(model, "predict"), JSON, json.dumps(document).encode(), []
+
+
+def _json_lines(rng: random.Random, model: str) -> _Made:
+    found = _instances(rng)
+    lines = [json.dumps(each).encode() for each in (found if isinstance(found, list) else [found])]
+    end = rng.choice([b"\n", b"\r\n", b"\n\n \n", b"", b",", b"\n" + SMUGGLED])
+    kind = rng.choice([b"application/jsonlines", b"application/x-ndjson"])
+    return _path(model, "predict"), kind, end.join(lines) + rng.choice([b"", b"\n"]), []
 
 
 def _rows(rng: random.Random) -> bytes:

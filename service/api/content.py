@@ -27,6 +27,13 @@ T = TypeVar("T")
 NPY = "application/x-npy"
 _ARRAY_TYPES = frozenset({NPY})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
+JSON_LINES = frozenset(
+    {
+        *("application/jsonlines", "application/x-jsonlines", "application/jsonl"),
+        *("application/x-ndjson", "application/ndjson"),
+    }
+)
+"""JSON Lines, as SageMaker splits files into requests: an instance on each line."""
 UNCHOSEN_TYPES = frozenset(
     {"application/x-www-form-urlencoded", "text/plain", "application/octet-stream"}
 )
@@ -69,7 +76,8 @@ class Content:
         raise Problem(
             "unsupported-media-type",
             f"content type '{kind[:80]}' is not accepted; expected application/json, "
-            f"application/x-npy, {', '.join(TYPES)}, image/* or multipart/form-data",
+            f"application/jsonlines, application/x-npy, {', '.join(TYPES)}, image/* or "
+            "multipart/form-data",
         )
 
     @classmethod

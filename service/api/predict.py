@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.api.content import (
     DEAR_BYTES,
+    JSON_LINES,
     JSON_TYPES,
     LARGE_BYTES,
     NPY,
@@ -35,7 +36,7 @@ from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.arrays import array_of, fitted, may_hold_strings
 from service.wire.json_rows import document_of_json, numbers_of_json
-from service.wire.json_text import MAX_WHOLE_BYTES, holds, parse_json_object
+from service.wire.json_text import MAX_WHOLE_BYTES, holds, parse_json_lines, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json, with_decisions
@@ -163,6 +164,11 @@ class Predict:
         elif kind == NPY and body:
             model = self._repository.find(name, parameters.version, body)
             inputs = fitted(parse_npy(body), model.bundle.input)
+        elif kind in JSON_LINES and body:
+            model = self._repository.find(name, parameters.version, body)
+            most = model.batcher.max_request_rows
+            lines = {"instances": parse_json_lines(body, max_lines=most)}
+            inputs, content = self._instances(lines, body, model)
         elif kind in TYPES and body:
             model = self._repository.find(name, parameters.version, body)
             inputs = self._table(request, body, model)

@@ -99,6 +99,37 @@ def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[s
     return document
 
 
+def parse_json_lines(body: bytes | bytearray, *, max_lines: int) -> list[Any]:
+    """Decode JSON Lines: a value on each line, in UTF-8. Empty lines do not count.
+
+    Each line is decoded by itself, so that no value extends over two. max_lines: the most lines.
+    Raises Malformed or TooLarge.
+    """
+    check_decoded_size(body)
+    check_length(len(body))
+    ends = 0
+    for begin in range(0, len(body), _WINDOW_BYTES):
+        ends += body.count(b"\n", begin, begin + _WINDOW_BYTES)
+    if ends > 2 * max_lines:
+        raise TooLarge(
+            f"the body has {ends} lines; the model takes at most {max_lines} rows: send fewer"
+        )
+    found: list[Any] = []
+    begin = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
+    number, view = 0, memoryview(body)
+    while begin < len(body):
+        end = body.find(b"\n", begin)
+        end = len(body) if end < 0 else end
+        number += 1
+        try:
+            if line := bytes(view[begin:end]).strip(b" \t\r"):
+                found.append(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise Malformed(f"line {number} is not JSON: {fault_of(error)}") from None
+        begin = end + 1
+    return found
+
+
 def check_length(count: int) -> None:
     """Raise TooLarge for more bytes of JSON than are decoded at once."""
     if count > MAX_WHOLE_BYTES:

@@ -205,7 +205,14 @@ def _content(path: str) -> dict[str, Any]:
 def _scoring() -> dict[str, Any]:
     predict = {
         "application/json": {"schema": ref("PredictRequest")},
-        **binary("application/x-npy", *TYPES, "image/jpeg", "image/png", "image/webp"),
+        **binary(
+            "application/jsonlines",
+            "application/x-npy",
+            *TYPES,
+            "image/jpeg",
+            "image/png",
+            "image/webp",
+        ),
         "multipart/form-data": {"schema": ref("PredictForm")},
     }
     adjust = {"application/json": {"schema": ref("AdjustRequest")}}

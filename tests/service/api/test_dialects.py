@@ -100,6 +100,52 @@ def test_a_long_body_is_translated_as_a_short_one(client):
     assert (unknown.status_code, "unknown member 'a'" in unknown.json()["detail"]) == (400, True)
 
 
+def lines_of(values, end="\n"):
+    return end.join(json.dumps(value) for value in values).encode()
+
+
+@pytest.mark.parametrize("kind", ["application/jsonlines", "application/x-ndjson; charset=utf-8"])
+@pytest.mark.parametrize("path", ["/predict", "/invocations"])
+def test_json_lines_hold_an_instance_on_each_line(client, path, kind):
+    expected = client.post("/predict?tau=0.5", json={"instances": ROWS}).json()
+    records = [dict(zip(COLUMNS[::-1], row[::-1], strict=True)) for row in ROWS]
+    for body in (
+        lines_of(ROWS),
+        lines_of(ROWS, end="\r\n") + b"\r\n\n",
+        codecs.BOM_UTF8 + lines_of(records),
+    ):
+        answer = client.post(f"{path}?tau=0.5", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == expected
+
+
+def test_long_json_lines_are_read_as_short_ones(client):
+    """Longer ones are read in a thread."""
+    expected = client.post("/predict", json={"instances": ROWS * 600}).json()
+    headers = {"Content-Type": "application/jsonlines"}
+    answer = client.post("/predict", content=lines_of(ROWS * 600), headers=headers)
+    assert int(answer.request.headers["content-length"]) > 128 * 1024
+    assert answer.json() == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"[1, 2\n3]\n", 400, "line 1 is not JSON"),
+        (lines_of(ROWS) + b"\n1, 2", 400, "line 4 is not JSON"),
+        (lines_of(ROWS) + b"\n[NaN]", 400, "'NaN' is no number of JSON"),
+        (lines_of(ROWS) + b"\n[1, 2]", 422, "instance 3"),
+        (b"\n \n", 422, "at least one"),
+        (b"\n" * 200_000, 413, "200000 lines"),
+    ],
+)
+def test_json_lines_that_do_not_fit_are_refused_and_say_where(client, body, status, says):
+    headers = {"Content-Type": "application/jsonlines"}
+    answer = client.post("/predict", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
+
+
 def test_a_version_in_the_path_is_the_version_that_answers(client):
     answer = client.post("/v1/models/linear/versions/1:predict", json={"instances": ROWS})
     assert answer.json()["version"] == 1

@@ -61,6 +61,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(document):
             "/predict",
             {
                 "application/json",
+                "application/jsonlines",
                 "application/x-npy",
                 *TYPES,
                 "image/jpeg",
@@ -73,6 +74,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(document):
             "/models/{model}/predict",
             {
                 "application/json",
+                "application/jsonlines",
                 "application/x-npy",
                 *TYPES,
                 "image/jpeg",
