@@ -100,10 +100,11 @@ def columns_of(table: Any, *, max_rows: int) -> dict[str, Column]:
             f"the body has more than {max_rows} rows, the most that can wait: send fewer"
         )
     pa = library()
-    found = {}
+    found: dict[str, Column] = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
         try:
-            found[name] = _column(pa, column)
+            missing = _is_missing(pa, column.type)
+            found[name] = [None] * len(column) if missing else _column(pa, column)
         except (InvalidInput, pa.ArrowException) as error:
             raise InvalidInput(f"column {short(name)}: {str(error)[:200]}") from None
     return found
@@ -145,13 +146,19 @@ def _numbers(pa: Any, column: Any) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
+def _is_missing(pa: Any, kind: Any) -> bool:
+    """Whether a type has no value, as pandas writes a column of missing values only."""
+    types = pa.types
+    return bool(types.is_null(kind.value_type if types.is_dictionary(kind) else kind))
+
+
 def _is_number(pa: Any, kind: Any) -> bool:
     types = pa.types
     return bool(
         types.is_integer(kind)
         or types.is_floating(kind)
         or types.is_boolean(kind)
-        or types.is_decimal128(kind)
+        or types.is_decimal(kind)
     )
 
 

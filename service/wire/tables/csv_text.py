@@ -63,7 +63,7 @@ def _check_header(names: Sequence[str], expected: Sequence[str] | None) -> None:
         check_names(names, expected)
     except InvalidInput as error:
         hint = ""
-        if len(names) == 1 and ";" in names[0]:
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
             hint = "; cells are separated by commas"
         elif all(decimal_number(name) is not None for name in names):
             hint = "; the first row holds numbers: for a table without names, send "

@@ -41,7 +41,7 @@ _FOOTER_LEVELS = 16
 """The most structs and lists within each other in a file's metadata."""
 _MOST_FIELD, _LONG_LIST = 2**15, 15
 _LEAST_BYTES = 4
-"""The fewest bytes of a value in a dictionary page."""
+"""The fewest bytes of a value in a dictionary page, unless all have a length of their own."""
 
 
 def read_parquet(
@@ -71,8 +71,8 @@ def read_parquet(
         file = pq.ParquetFile(pa.BufferReader(body), **options)
         names = without_index(file.schema_arrow.names, expected)
         check(names, expected)
-        _check_columns(file.metadata)
-        _check_pages(body, groups, max_rows=max_rows, max_bytes=max_bytes)
+        lengths = _check_columns(file.metadata)
+        _check_pages(body, groups, lengths, max_rows=max_rows, max_bytes=max_bytes)
         texts = [
             file.metadata.schema.column(at).path
             for at in range(file.metadata.num_columns)
@@ -119,33 +119,51 @@ def _groups(body: bytes | bytearray) -> list[dict[int, Any]]:
     return groups
 
 
-def _check_columns(metadata: Any) -> None:
-    """Raise InvalidInput for a column that is not one number or text a row."""
+def _check_columns(metadata: Any) -> list[int | None]:
+    """Raise InvalidInput for a column that is not one number or text a row.
+
+    Returns the bytes of each column's values if all have as many (a decimal, a float of 16 bits).
+    """
+    lengths: list[int | None] = []
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
         if column.max_repetition_level or column.path != column.name:
             raise InvalidInput(f"column {short(column.path)} is nested; expected one value a row")
-        if column.physical_type == "FIXED_LEN_BYTE_ARRAY" and column.length > _MAX_FIXED_BYTES:
+        fixed = column.physical_type == "FIXED_LEN_BYTE_ARRAY"
+        if fixed and not 0 < column.length <= _MAX_FIXED_BYTES:
             raise InvalidInput(
                 f"column {short(column.path)} holds {column.length} bytes a row; expected numbers "
                 "or texts"
             )
+        lengths.append(column.length if fixed else None)
+    return lengths
 
 
 def _check_pages(
-    body: bytes | bytearray, groups: list[dict[int, Any]], *, max_rows: int, max_bytes: int
+    body: bytes | bytearray,
+    groups: list[dict[int, Any]],
+    lengths: Sequence[int | None],
+    *,
+    max_rows: int,
+    max_bytes: int,
 ) -> None:
-    """Add up the sizes that all pages declare, and refuse a file that declares too much."""
+    """Add up the sizes that all pages declare, and refuse a file that declares too much.
+
+    lengths: for each column, what `_check_columns` returns.
+    """
     rows = sum(max(0, _number(group, _GROUP_ROWS, "a row group")) for group in groups)
     if rows > max_rows:
         raise TooLarge(f"the body has {rows} rows; at most {max_rows} can wait: send fewer")
     pages = _Pages(body, max_bytes)
     for group in groups:
-        for chunk in _list(group, _CHUNKS):
+        chunks = _list(group, _CHUNKS)
+        if len(chunks) != len(lengths):
+            raise Malformed(f"a row group {_CONTRADICTS}; {_WRITE_AGAIN}")
+        for chunk, length in zip(chunks, lengths, strict=True):
             described = chunk.get(_CHUNK_METADATA) if isinstance(chunk, dict) else None
             if not isinstance(described, dict):
                 raise Malformed(f"a column {_CONTRADICTS}; {_WRITE_AGAIN}")
-            pages.add(described, group[_GROUP_ROWS])
+            pages.add(described, group[_GROUP_ROWS], length)
 
 
 def _list(struct: dict[int, Any], field: int) -> list[Any]:
@@ -167,8 +185,11 @@ class _Pages:
         self._body, self._max_bytes = body, max_bytes
         self._bytes = self._count = 0
 
-    def add(self, chunk: dict[int, Any], rows: int) -> None:
-        """Add the pages of one column chunk, given its ColumnMetaData."""
+    def add(self, chunk: dict[int, Any], rows: int, length: int | None) -> None:
+        """Add the pages of one column chunk, given its ColumnMetaData.
+
+        length: the bytes of each value; None if they may differ.
+        """
         path = b".".join(part for part in _list(chunk, _PATH) if isinstance(part, bytes))
         name = short(path.decode(errors="replace"))
         at = _number(chunk, _FIRST_PAGE, f"column {name}")
@@ -186,17 +207,17 @@ class _Pages:
                     f"column {name}: the Parquet file ends within a column; send the whole file"
                 )
             header, at = _Thrift(self._body, at).struct()
-            seen += self._page(name, header, rows)
+            seen += self._page(name, header, rows, length)
             at += header[_STORED]
 
-    def _page(self, name: str, header: dict[int, Any], rows: int) -> int:
+    def _page(self, name: str, header: dict[int, Any], rows: int, length: int | None) -> int:
         """Add one page; returns its values, 0 for a dictionary."""
         kind, size, stored = (header.get(field) for field in (_KIND, _SIZE, _STORED))
         details = header.get(_DETAILS[kind]) if kind in _DETAILS else None
         if not (isinstance(size, int) and isinstance(stored, int) and isinstance(details, dict)):
             raise Malformed(f"column {name}: a page's header lacks a member; {_WRITE_AGAIN}")
         values, encoding = details.get(1), details.get(4 if kind == _DATA_V2 else 2)
-        most = size // _LEAST_BYTES if kind == _DICTIONARY else rows
+        most = _most_entries(size, length) if kind == _DICTIONARY else rows
         if size < 0 or stored < 0 or not isinstance(values, int) or not 0 <= values <= most:
             raise Malformed(f"column {name}: a page's header has impossible sizes; {_WRITE_AGAIN}")
         if encoding not in _ENCODINGS:
@@ -212,6 +233,11 @@ class _Pages:
                 f"more than {MAX_PAGES} pages: send fewer rows"
             )
         return 0 if kind == _DICTIONARY else values
+
+
+def _most_entries(size: int, length: int | None) -> int:
+    """The most entries of a dictionary page of some bytes: all differ, and each takes its bytes."""
+    return size // _LEAST_BYTES if length is None else min(size // length, 256**length)
 
 
 class _Thrift:

@@ -4,6 +4,7 @@ import io
 import json
 import tracemalloc
 import zipfile
+from decimal import Decimal
 
 import httpx
 import numpy as np
@@ -42,12 +43,15 @@ def url(tmp_path_factory):
     np.savez(home / "rows.npz", x=rng.normal(size=(200, 4)))
     ages = {"age": rng.normal(30, 12, (200, 1)), "fare": rng.normal(30, 20, (200, 1))}
     np.savez(home / "ages.npz", **ages, sex=np.array(["f", "m"] * 100))
+    (home / "two.txt").write_text("left\nright", encoding="utf-8")
+    gaps = ["--column-names", str(home / "two.txt")]
     columns = ["--column-names", str(home / "columns.txt")]
     columns += ["--example-rows", str(home / "rows.npz")]
     of_table = ["--example-rows", str(home / "ages.npz")]
     for name, model, more in (
         ("table", table_model(), of_table),
         ("missing", missing_model(), []),
+        ("gaps", missing_model(), gaps),
         ("named", linear_model(features=4, classes=3), columns),
         ("unnamed", linear_model(features=4, classes=3), []),
         ("text", text_model(), ["--output-kind", "logits"]),
@@ -105,6 +109,16 @@ def as_parquet(table, **options):
 
 
 DICTIONARY = TABLE.set_column(0, "sex", TABLE["sex"].dictionary_encode())
+EXACT = {"sex": COLUMNS["sex"], "fare": pa.array(COLUMNS["fare"], pa.float64())}
+HALVES = pa.table({**EXACT, "age": pa.array(COLUMNS["age"], pa.float64()).cast(pa.float16())})
+
+
+def with_decimals(kind):
+    """The table with fares of a decimal type."""
+    fares = [Decimal(str(fare)) for fare in COLUMNS["fare"]]
+    return TABLE.set_column(1, "fare", pa.array(fares, kind))
+
+
 VIEWS = TABLE.set_column(0, "sex", TABLE["sex"].cast(pa.string_view()))
 BODIES = {
     "csv": (CSV, as_csv(COLUMNS)),
@@ -122,6 +136,11 @@ BODIES = {
         PARQUET,
         as_parquet(TABLE, compression="gzip", data_page_version="2.0", row_group_size=2),
     ),
+    "arrow stream of decimals of 32 bits": (ARROW, as_arrow(with_decimals(pa.decimal32(5, 2)))),
+    "arrow stream of decimals of 256 bits": (ARROW, as_arrow(with_decimals(pa.decimal256(50, 2)))),
+    "arrow stream of half precision": (ARROW, as_arrow(HALVES)),
+    "parquet with values of two bytes": (PARQUET, as_parquet(HALVES)),
+    "parquet with values of three bytes": (PARQUET, as_parquet(with_decimals(pa.decimal128(5, 2)))),
     "parquet without dictionaries": (PARQUET, as_parquet(TABLE, use_dictionary=False)),
 }
 
@@ -177,6 +196,24 @@ def test_empty_cells_and_nulls_are_missing_values_where_the_model_takes_them(url
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("form", [ARROW, PARQUET])
+def test_a_column_without_any_value_is_missing_where_the_model_takes_that(url, form):
+    """pandas writes a column of None only, as a frame of one row may have, as the type null."""
+    write = as_arrow if form == ARROW else as_parquet
+    empty = [pa.nulls(2)]
+    if form == ARROW:  # Parquet has no categories without a value
+        empty.append(pa.nulls(2).dictionary_encode())
+    bodies = [write(pa.table({"left": left, "right": [1.0, 2.0]})) for left in empty]
+    rows = json.dumps({"instances": [[None, 1.0], [None, 2.0]]})
+    wanted = probabilities(ask(url, "gaps", rows, "application/json"))
+    for body in bodies:
+        np.testing.assert_array_equal(probabilities(ask(url, "gaps", body, form)), wanted)
+    body = write(TABLE.set_column(1, "fare", pa.nulls(len(TABLE))))
+    answer = ask(url, "table", body, form)
+    assert answer.status_code == 422, answer.text
+    assert "'fare', instance 0 is empty; expected a number" in answer.json()["detail"]
+
+
 def warnings_of(answer):
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -223,6 +260,7 @@ def test_a_column_in_another_unit_is_answered_with_a_warning(url):
         ("table", CSV, b",age,fare,sex\n0,1,2,f\n", (422, "column without a name")),
         ("table", CSV, b"age,age,fare,sex\n1,1,2,f\n", (422, "the column 'age' twice")),
         ("table", CSV, b"age;fare;sex\n1;2;f\n", (422, "separated by commas")),
+        ("table", CSV, b"age\tfare\tsex\n1\t2\tf\n", (422, "separated by commas")),
         ("table", CSV, b"41,7.25,9\n22.5,71,8\n", (422, "text/csv;header=absent")),
         ("table", CSV, b"age,fare,sex\n1,2,f\nold,2,f\n", (422, "'age', instance 1 is 'old'")),
         ("table", CSV, b"age,fare,sex\n1,,f\n", (422, "'fare', instance 0 is empty")),
