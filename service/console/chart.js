@@ -107,8 +107,10 @@ function line(u, at, stroke, dash) {
   ctx.restore();
 }
 
-/** The labels of marks, at the top of their lines. A label that would cover another is left out. */
-function labels(u, marks) {
+/** The labels of marks, at the top of their lines. Where the whole label would cover another one or a newer line, the part
+ * before its first comma is drawn; where that would too, nothing.
+ */
+export function labels(u, marks) {
   const { ctx } = u;
   ctx.save();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
@@ -118,12 +120,16 @@ function labels(u, marks) {
   for (const { x, label, stroke } of [...marks].sort((a, b) => b.x - a.x)) { // the newest are drawn first
     const at = u.valToPos(x, "x", true);
     if (!label || at < u.bbox.left || at > u.bbox.left + u.bbox.width) continue;
-    const width = ctx.measureText(label).width + 8 * devicePixelRatio;
-    const left = at + width <= taken ? at + 4 * devicePixelRatio : at - width;
-    if (left < u.bbox.left || left + width > Math.max(taken, at)) continue;
-    ctx.fillStyle = colour(stroke);
-    ctx.fillText(label, left, u.bbox.top + 2 * devicePixelRatio);
-    taken = Math.min(left, at);
+    for (const words of [label, label.split(",")[0]]) {
+      const width = ctx.measureText(words).width + 8 * devicePixelRatio;
+      const left = at + width <= taken ? at + 4 * devicePixelRatio : at - width;
+      if (left < u.bbox.left || (left < at && at > taken)) continue;
+      ctx.fillStyle = colour(stroke);
+      ctx.fillText(words, left, u.bbox.top + 2 * devicePixelRatio);
+      taken = Math.min(taken, left);
+      break;
+    }
+    taken = Math.min(taken, at);
   }
   ctx.restore();
 }

@@ -48,7 +48,8 @@ function App() {
   const resting = (models.value?.on_demand ?? []).map((name) => ({ name })); // opening one's page loads it
   const known = [...(models.value?.models ?? []), ...resting];
   const wanted = here.query.get("model");
-  const model = known.some((m) => m.name === wanted) ? wanted : models.value?.default ?? known[0]?.name;
+  const missing = wanted && models.value && !known.some((m) => m.name === wanted); // never another model in its place
+  const model = missing ? undefined : wanted ?? models.value?.default ?? known[0]?.name;
   const [title, Page] = PAGES[here.page];
   const go = (more) => { location.hash = address(here.page, model, more); };
   go.to = (more) => address(here.page, model, more);
@@ -62,8 +63,9 @@ function App() {
       )}</nav>
       ${known.length > 0 &&
       html`<label class="pick"><span class="sr">Model</span>
-        <select value=${model} onChange=${(e) => { location.hash = address(here.page, e.target.value); }}>
-          ${known.map((m) => html`<option value=${m.name}>${m.name}</option>`)}
+        <select value=${model ?? ""} onChange=${(e) => { location.hash = address(here.page, e.target.value); }}>
+          ${missing && html`<option value="" disabled selected>choose a model</option>`}
+          ${known.map((m) => html`<option value=${m.name} selected=${m.name === model}>${m.name}</option>`)}
         </select></label>`}
       <${Who} me=${me} signedOut=${() => setSignedOut((n) => n + 1)} />
       <a class="docs" href="docs">API</a>
@@ -72,10 +74,20 @@ function App() {
     <main id="main" tabindex="-1">
       ${models.error ? html`<${Failed} error=${models.error} again=${models.again} />`
       : !models.value ? html`<${Loading} what="the models" />`
+      : missing ? html`<${Missing} name=${wanted} known=${known} faults=${models.value.faults} here=${here} again=${models.again} />`
       : !model ? html`<${Empty} title="No model is served">
           <p>Train one with <code>priordial train fit …</code>, or import one with <code>priordial import …</code>. Then send <code>POST /v2/repository/models/NAME/load</code>, or send the service SIGHUP, to load it. To look at a service with models first, run <code>priordial demo</code>.</p></${Empty}>`
       : html`<${Page} key=${signedOut} model=${model} query=${here.query} go=${go} me=${me.value} />`}
     </main>`;
+}
+
+/** A link may name a model that is not served; the page then shows no other in its place. */
+function Missing({ name, known, faults, here, again }) {
+  const why = faults.filter((f) => f.model === name);
+  return html`<${Empty} title=${`No model ${name} is served`}>
+    ${why.map((f) => html`<p class="note" role="alert">Version ${f.version} is not served: ${f.reason}</p>`)}
+    ${known.length > 0 && html`<p>The service has ${known.map((m, i) => html`${i ? ", " : ""}<a href=${address(here.page, m.name)}>${m.name}</a>`)}.</p>`}
+    <p>If <b>${name}</b> is in the folder of models, <code>POST /v2/repository/models/${name}/load</code> loads it.</p><p><button onClick=${again}>Look again</button></p></${Empty}>`;
 }
 
 const root = document.getElementById("app");

@@ -138,7 +138,7 @@ function Counts({ bundle, report }) {
         <td class="bars">${counts && html`<i class=${`bg-${groupOf(counts[i])}`} style=${{ width: `${(100 * (Math.log(counts[i]) - low)) / (high - low)}%` }}></i>`}</td>
         <td class="number">${counts ? whole(counts[i]) : "–"}</td>${errors && html`<td class="number quiet">${percent(errors[i])}</td>`}</tr>`)}</tbody></table>
     ${pages > 1 && html`<${Pager} page=${here} pages=${pages} go=${setPage} />`}
-    <p class="quiet">Bars are logarithmic.${errors ? ` Errors are at the chosen τ on the ${report.test?.per_class ? `test split, ${whole(report.test.n)}` : `validation split, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
+    <p class="quiet">Bars are logarithmic.${errors ? ` Errors are at τ = ${bundle.default_tau}, the default, on the ${report.test?.per_class ? `test split, ${whole(report.test.n)}` : `validation split, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
 }
 
 /** Without a report, as after an import: the adjustment of each class for requests that name no prior. */

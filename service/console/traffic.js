@@ -121,10 +121,10 @@ function Changes({ model, changes, since }) {
   const shown = changes.slice(0, 8);
   if (!shown.length) return null;
   return html`<section class="card" aria-label="Changes of priors"><h2>Changes of priors</h2>
-    <table class="plain changes"><thead><tr><th scope="col">When</th><th scope="col">Prior</th><th scope="col">By</th><th scope="col">Why</th></tr></thead><tbody>
-      ${shown.map((c) => html`<tr class="first"><td>${when(c.updated_at)}${c.at >= since && html` <span class="quiet">marked above</span>`}</td>
-        <th scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(c.prior)}&tab=history`}>${c.prior}</a> ${c.deleted ? "taken out of use" : `revision ${c.revision}`}${c.equals ? html` <span class="quiet">= ${c.equals}</span>` : ""}</th>
-        <td>${c.by}</td><td>${c.note || html`<span class="quiet">–</span>`}</td></tr>`)}</tbody></table></section>`;
+    <table class="plain changes" role="table"><thead role="rowgroup"><tr role="row">${["When", "Prior", "By", "Why"].map((head) => html`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead><tbody role="rowgroup">
+      ${shown.map((c) => html`<tr role="row" class="first"><td role="cell">${when(c.updated_at)}${c.at >= since && html` <span class="quiet">marked above</span>`}</td>
+        <th role="rowheader" scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(c.prior)}&tab=history`}>${c.prior}</a> ${c.deleted ? "taken out of use" : `revision ${c.revision}`}${c.equals ? html` <span class="quiet">= ${c.equals}</span>` : ""}</th>
+        <td role="cell">${c.by}</td><td role="cell">${c.note || html`<span class="quiet">–</span>`}</td></tr>`)}</tbody></table></section>`;
 }
 
 const SPANS = { quarter: "in the last 15 minutes", minute: "in the last minute", start: "since the service started" };

@@ -77,14 +77,16 @@ def test_on_a_phone_the_way_back_to_a_revision_is_in_view_before_and_after_it_is
     open_page, ready, screenshots
 ):
     page = open_page("/#/priors?model=fashion&name=looked-at&tab=history", width=360)
-    page.get_by_role("button", name="Go back to revision 1").click()
-    page.get_by_role("button", name="Go back to 1").wait_for()
-    page.screenshot(path=screenshots / "priors-history-asked-360.png", full_page=True)
-    for name in ("Go back to revision 2", "Go back to 1", "Cancel"):
-        box = page.get_by_role("button", name=name, exact=name == "Cancel").bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 360
-    assert page.evaluate(OUT_OF_VIEW) == []
+    for asked, sure in (("revision 1", "1"), ("nothing stored", "nothing stored")):
+        page.get_by_role("button", name=f"Go back to {asked}").click()
+        page.get_by_text(f"Go back to {sure}", exact=True).wait_for()
+        page.screenshot(path=screenshots / f"priors-history-asked-{sure[:7]}.png", full_page=True)
+        edge = page.locator(".history").bounding_box()
+        for name in ("Go back to revision 2", f"Go back to {sure}", "Cancel"):
+            box = page.get_by_role("button", name=name, exact=name == "Cancel").bounding_box()
+            assert box["x"] >= edge["x"]
+            assert box["x"] + box["width"] <= edge["x"] + edge["width"]
+        page.get_by_role("button", name="Cancel").click()
 
 
 def test_the_theme_that_was_chosen_is_kept(open_page):
@@ -130,6 +132,70 @@ def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, scr
         page.wait_for_selector("text=No model is served")
         page.screenshot(path=screenshots / "empty.png")
         assert serious(page) == []
+
+
+def test_a_link_to_a_model_that_is_not_served_shows_no_other_model(open_page):
+    page = open_page("/#/traffic?model=nosuch")
+    page.get_by_role("heading", name="No model nosuch is served").wait_for()
+    page.get_by_text("POST /v2/repository/models/nosuch/load").wait_for()
+    assert page.get_by_label("Model").input_value() == ""
+    page.get_by_role("link", name="fashion-la", exact=True).click()
+    page.get_by_role("heading", name="Traffic of fashion-la").wait_for()
+    assert page.get_by_label("Model").input_value() == "fashion-la"
+    page.get_by_label("Model").select_option("digits")
+    page.get_by_role("heading", name="Traffic of digits").wait_for()
+
+
+def test_a_model_that_is_refused_is_named_with_its_reason_until_it_is_served(open_page, tmp_path):
+    from tests.support.server import running
+    from tests.support.small_models import publish_model
+
+    publish_model(tmp_path, "sound")
+    folder = publish_model(tmp_path, "late")
+    graph = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    with running(tmp_path) as server:
+        page = open_page("/#/model?model=late", base=server.url)
+        page.get_by_role("heading", name="No model late is served").wait_for()
+        page.get_by_text("Version 1 is not served:").wait_for()
+        (folder / "model.onnx").write_bytes(graph)
+        httpx.post(f"{server.url}/v2/repository/models/late/load").raise_for_status()
+        page.get_by_role("button", name="Look again").click()
+        page.get_by_role("heading", name="late").wait_for()
+
+
+LONG = "Collected near the northern shore of the third of the smaller lakes"
+BROKEN_WORDS = """[...document.querySelectorAll(".before-after tbody .name")].flatMap((name) => {
+    const text = name.firstChild, words = [...text.data.matchAll(/[^ ]+/g)];
+    return words.filter(({0: word, index}) => {
+        const range = document.createRange();
+        range.setStart(text, index);
+        range.setEnd(text, index + word.length);
+        return range.getClientRects().length > 1;
+    }).map(([word]) => word);
+})"""
+
+
+def test_on_a_phone_long_names_and_notes_break_between_words(open_page, tmp_path):
+    from tests.support.server import running
+    from tests.support.small_models import inputs, publish_model
+
+    names = [LONG, "species one", "species two", "subspecies", LONG.replace("northern", "eastern")]
+    publish_model(tmp_path, "lakes", class_names=names)
+    with running(tmp_path) as server:
+        path = f"{server.url}/models/lakes"
+        row = {"instances": inputs(4).tolist()}
+        httpx.post(f"{path}/predict", json=row).raise_for_status()
+        prior = {"target": {LONG: 3}, "others": 1, "note": LONG}
+        httpx.put(f"{path}/priors/default", json=prior).raise_for_status()
+        for page_of in ("priors", "priors?name=default&tab=edit", "traffic", "model"):
+            page = open_page(f"/#/{page_of}", base=server.url, width=360)
+            page.wait_for_selector(".before-after")
+            assert page.evaluate(BROKEN_WORDS) == []
+            assert page.evaluate(OUT_OF_VIEW) == []
+            if page_of == "traffic":
+                note = page.get_by_label("Changes of priors").get_by_text(LONG)
+                assert note.bounding_box()["width"] > 240
 
 
 def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):

@@ -78,6 +78,7 @@ def test_the_model_page_shows_the_scores_of_its_report(open_page, served):
         error = report["test"]["at_tau"][tau]["balanced_error"]
         assert f"{100 * error:.1f}\N{NO-BREAK SPACE}%" in text
     assert f"n = {report['test']['n']:,}" in text
+    page.get_by_text("Errors are at τ = 1, the default, on the test split").wait_for()
 
 
 def test_a_model_without_a_report_shows_what_the_adjustment_does_by_default(
@@ -216,6 +217,32 @@ def test_a_mark_in_the_charts_names_prior_revision_author_and_time(open_page):
         "default 7, ann, 1 May 2024, 10:00",
         "default out of use, ann, 1 May 2024, 10:05",
     ]
+
+
+def test_the_newest_mark_is_named_however_narrow_the_chart_and_no_name_crosses_a_newer_line(
+    open_page,
+):
+    drawn = open_page().evaluate(
+        """async () => {
+            const { labels } = await import('/console/chart.js');
+            const names = ["default 1, ann, 10:00", "default 2, ann, 10:05", "default 3, ann, 10:09"];
+            return [[1500, [100, 600, 1100]], [240, [100, 190, 330]], [240, [100, 215, 220]]].map(([width, at]) => {
+                const texts = [], ctx = document.createElement("canvas").getContext("2d");
+                ctx.fillText = (text, left) => texts.push([text, left, left + ctx.measureText(text).width]);
+                const marks = names.map((label, i) => ({ x: at[i], label, stroke: "alert" }));
+                labels({ ctx, bbox: { left: 100, width, top: 0 }, valToPos: (x) => x }, marks);
+                return { at, texts };
+            });
+        }"""  # noqa: E501
+    )
+    wide, phone, close = ([text for text, *_ in each["texts"]] for each in drawn)
+    assert wide == ["default 3, ann, 10:09", "default 2, ann, 10:05", "default 1, ann, 10:00"]
+    assert phone == ["default 3, ann, 10:09", "default 2"]
+    assert close[0] == "default 3"
+    for each in drawn:
+        for number, (_, left, right) in enumerate(each["texts"]):
+            later = each["at"][len(each["at"]) - number :]
+            assert not [line for line in later if left < line < right]
 
 
 def test_a_change_of_a_prior_is_named_with_time_and_author_and_marks_the_charts(
