@@ -169,7 +169,9 @@ def _read(flags: argparse.Namespace) -> Import:
     file = onnx_file.read(flags.file if folder is None else folder.path)
     purpose.check_forest(file.model, kind=flags.output_kind)
     tokenizer = None if folder is None else folder.tokenizer(file.inputs)
-    plain = open_plain(file.path, file.runnable(), intra_op_threads=available_threads())
+    plain = onnx_file.in_column_order(
+        open_plain(file.path, file.runnable(), intra_op_threads=available_threads()), file.model
+    )
     if folder is None or tokenizer is None:
         columns = None if flags.column_names is None else len(column_names(flags.column_names))
         inputs = widths.settled(file.inputs, file.model.graph, columns)

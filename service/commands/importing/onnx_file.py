@@ -5,20 +5,21 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
-from onnx import TensorProto, inliner, numpy_helper, version_converter
+from onnx import TensorProto, inliner, numpy_helper
 
 from service.commands.importing import rewrite
 from service.commands.importing.categories import Values, by_column, known_values
 from service.commands.importing.names import names_of_json, numbers_as_names
 from service.commands.importing.refusal import ImportRefused
 from service.contract.nearest import nearest_path
+from service.graph import converter
 from service.graph import foreign as foreign_graph
-from service.graph.reasons import first_line
 
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
@@ -43,6 +44,12 @@ _PLACEHOLDER = 7919
 _WHOLE_NUMBERS = (TensorProto.INT32, TensorProto.INT64)
 _ASSERTION = re.compile(r"^/\S+:\d+: \w+: Assertion `.*?` failed: ")
 """What onnx's converter writes before the fault itself."""
+_KEY_TYPES = {
+    "keys_floats": TensorProto.FLOAT,
+    "keys_int64s": TensorProto.INT64,
+    "keys_strings": TensorProto.STRING,
+}
+"""The type of a LabelEncoder's input, by the attribute with its keys."""
 _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
 
 
@@ -171,6 +178,34 @@ def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
     return None
 
 
+def in_column_order(
+    run: Callable[[dict[str, Any]], dict[str, Any]], model: onnx.ModelProto
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that runs the model, with the values of each ZipMap in the order of its columns.
+
+    onnxruntime returns a row of a ZipMap as an object whose labels are sorted. CatBoost writes
+    them in the order of `class_names`, which need not be sorted.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    labels: dict[str, list[str | int]] = {}
+    for item in model.graph.output:
+        node = makers.get(item.name)
+        if node is not None and node.op_type == "ZipMap":
+            held = [each for a in node.attribute for each in (*a.strings, *a.ints)]
+            labels[item.name] = [
+                e.decode(errors="surrogateescape") if isinstance(e, bytes) else e for e in held
+            ]
+
+    def ordered(feeds: dict[str, Any]) -> dict[str, Any]:
+        found = run(feeds)
+        for name, order in labels.items():
+            if all(row.keys() == set(order) for row in found[name]):
+                found[name] = [{label: row[label] for label in order} for row in found[name]]
+        return found
+
+    return ordered
+
+
 def _upstream(value: str, producers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """The nodes that make a value, following first inputs, up to the one that holds class
     labels.
@@ -231,7 +266,9 @@ def _inputs(graph: onnx.GraphProto) -> list[GraphInput]:
 def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphInput:
     if item.type.WhichOneof("value") != "tensor_type":
         raise ImportRefused(
-            f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor"
+            f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor: export "
+            "the model without the step that reads it (scikit-learn's DictVectorizer), and send "
+            "the columns that this step makes"
         )
     tensor = item.type.tensor_type
     dtype = DTYPES.get(int(tensor.elem_type))
@@ -277,17 +314,33 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     inputs = {item.name for item in model.graph.input}
     if any(item.name not in inputs for item in model.graph.initializer):
         model.ir_version = max(model.ir_version, _FREE_CONSTANTS_IR)
+    _give_types(model.graph)
     try:
-        return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
-    except Exception as error:  # noqa: BLE001 - the converter may raise anything
+        return converter.convert(model)
+    except foreign_graph.UnsupportedGraph as error:
         converted = _converted_at_a_size(model)
         if converted is not None:
             return converted
-        why = _ASSERTION.sub("", first_line(error))
+        why = _ASSERTION.sub("", str(error))
         raise foreign_graph.UnsupportedGraph(
             f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion "
             f"failed ({why}): export the model again with a newer opset"
         ) from None
+
+
+def _give_types(graph: onnx.GraphProto) -> None:
+    """State the type of the keys that each LabelEncoder reads.
+
+    onnx's converter ends its process at one whose input has no type, as after scikit-learn's trees
+    (skl2onnx's option `decision_path`).
+    """
+    typed = {item.name for group in (graph.input, graph.output, graph.value_info) for item in group}
+    for node in graph.node:
+        types = [_KEY_TYPES[a.name] for a in node.attribute if a.name in _KEY_TYPES]
+        if node.op_type == "LabelEncoder" and types and node.input[0] not in typed:
+            info = onnx.helper.make_tensor_value_info(node.input[0], types[0], None)
+            graph.value_info.append(info)
+            typed.add(node.input[0])
 
 
 def _converted_at_a_size(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -302,8 +355,8 @@ def _converted_at_a_size(model: onnx.ModelProto) -> onnx.ModelProto | None:
         if not dim.dim_value:
             dim.dim_value = _PLACEHOLDER
     try:
-        found = version_converter.convert_version(sized, foreign_graph.MIN_OPSET)
-    except Exception:  # noqa: BLE001 - the first error is reported
+        found = converter.convert(sized)
+    except foreign_graph.UnsupportedGraph:  # the first error is reported
         return None
     for dim in _dimensions(found.graph):
         if dim.dim_value == _PLACEHOLDER:

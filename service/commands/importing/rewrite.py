@@ -45,15 +45,19 @@ def narrow_zip_maps(model: onnx.ModelProto) -> bool:
     """Turn the probabilities that a ZipMap reads from float64, which onnxruntime's refuses, into
     float32.
 
-    skl2onnx writes such files for inputs of float64. Returns whether any were.
+    skl2onnx writes such files for inputs of float64; where only some are, it declares the output
+    as float32 nevertheless. Returns whether any were, or may be.
     """
     graph = model.graph
+    doubles = any(i.type.tensor_type.elem_type == TensorProto.DOUBLE for i in graph.input)
     makers = {name: node for node in graph.node for name in node.output}
     found = False
     for item in graph.output:
         value = item.type.sequence_type.elem_type.map_type.value_type.tensor_type
         node = makers.get(item.name)
-        if value.elem_type != TensorProto.DOUBLE or node is None or node.op_type != "ZipMap":
+        if node is None or node.op_type != "ZipMap":
+            continue
+        if value.elem_type != TensorProto.DOUBLE and not doubles:
             continue
         narrow = unused_name(graph, f"{node.input[0]}_float")
         cast = helper.make_node("Cast", [node.input[0]], [narrow], to=TensorProto.FLOAT)

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -221,6 +223,22 @@ def test_a_file_that_cannot_be_converted_is_told_without_places_in_the_converter
     assert (status, len(err.splitlines())) == (1, 1)
     assert "export the model again with a newer opset" in err
     assert "Assertion" not in err
+
+
+def test_a_file_that_ends_the_converter_is_refused_with_the_remedy(
+    import_file, names, tmp_path, monkeypatch
+):
+    onnx.save(linear_model(opset=9), tmp_path / "m.onnx")
+    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    run = subprocess.run
+
+    def killed(_, **options):
+        return run(command, **{**options, "input": None})
+
+    monkeypatch.setattr("service.graph.converter.subprocess.run", killed)
+    status, _, err = import_file(tmp_path / "m.onnx", *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "onnx's converter was ended by SIGSEGV): export the model again" in err
 
 
 def logits(graph, rows):

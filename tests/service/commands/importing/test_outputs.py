@@ -1,10 +1,18 @@
 """Decision scores are recognised, refused with the remedy, and accepted once calibrated."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from onnx import TensorProto, helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from service.commands.importing.calibrate import fit
 from service.commands.importing.outputs import check_labels, choose_output
@@ -150,6 +158,54 @@ def test_a_label_output_that_contradicts_the_scores_is_named():
     check_labels(found, outputs, ["x", "y", "z"])
     outputs["label"] = np.arange(32)  # leaves of a tree, say
     check_labels(found, outputs, ["x", "y", "z"])
+    outputs = {"scores": scores, "leaf": scores.argmin(axis=1), "label": scores.argmax(axis=1)}
+    check_labels(found, outputs, ["x", "y", "z"])
+
+
+def test_a_zip_map_names_its_columns_in_any_order(import_file, tmp_path):
+    """onnxruntime sorts them, and CatBoost writes them in the order of its class_names."""
+    model = linear_model(classes=3)
+    labels = ["z", "a", "m"]
+    model.graph.node.extend(
+        [
+            helper.make_node("Softmax", [model.graph.output[0].name], ["p"]),
+            helper.make_node(
+                "ZipMap", ["p"], ["by_name"], domain="ai.onnx.ml", classlabels_strings=labels
+            ),
+        ]
+    )
+    number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    rows_of_maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.STRING, number)
+    )
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_value_info("by_name", rows_of_maps))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    status, bundle, err = import_file(save(tmp_path, model))
+    assert status == 0, err
+    assert bundle.class_names == labels
+
+
+def test_a_zip_map_of_doubles_that_declares_floats_is_published(import_file, tmp_path):
+    """skl2onnx writes it for columns of which some are float64."""
+    x, y = training_set()
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1].astype(np.float64)})
+    scaled = ColumnTransformer([("a", StandardScaler(), ["a"]), ("b", StandardScaler(), ["b"])])
+    pipeline = make_pipeline(scaled, LogisticRegression()).fit(frame, y)
+    types = [("a", FloatTensorType([None, 1])), ("b", DoubleTensorType([None, 1]))]
+    path = save(tmp_path, convert_sklearn(pipeline, initial_types=types))
+    status, bundle, err = import_file(path)
+    assert status == 0, err
+    assert [each.dtype for each in bundle.input.columns] == ["float32", "float64"]
+
+
+def test_a_tree_that_also_gives_its_path_is_converted(import_file, tmp_path):
+    """onnx's converter ended the process at the LabelEncoder that writes the path."""
+    options = {"decision_path": True, "decision_leaf": True}
+    path, _, _ = converted(tmp_path, DecisionTreeClassifier(max_depth=3), **options)
+    status, bundle, err = import_file(path)
+    assert status == 0, err
+    assert bundle.output.kind == "probabilities"
 
 
 @pytest.mark.parametrize(
