@@ -50,8 +50,8 @@ class ServedModel:
     bundle: its model.json. graph: its open session. table: the priors that its requests use.
     batcher: its queue. metrics: its counters. recent: a sample of recent logits. stream: the
     rows that its tracker learns from. report: its report.json, or an empty object. infer_forms:
-    parsed headers of recent requests of the Open Inference Protocol, by their bytes; that route
-    bounds them.
+    parsed headers of recent requests of the Open Inference Protocol, by what a client repeats of
+    them; that route bounds them.
     """
 
     bundle: Bundle

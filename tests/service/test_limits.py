@@ -14,7 +14,8 @@ from service import classifier
 from service.api import adjust
 from service.api.edge import bodies, framing, json_body, known_headers, lane, turns
 from service.api.edge.errors import TITLES
-from service.api.oip import answer, infer, request
+from service.api.oip import forms as oip_forms
+from service.api.oip import infer, request
 from service.api.priors import insight, shift
 from service.api.rpc import messages
 from service.contract import pixels
@@ -107,9 +108,9 @@ TABLE = {
         known_headers._MAX_BLOCKS,
         f"{known_headers._MAX_BLOCK_BYTES // 1024} KiB",
     ],
-    "headers of binary inference requests": [
-        answer.MAX_KEPT_HEADERS,
-        answer.MAX_KEPT_HEADER_BYTES,
+    "headers of inference requests, and their JSON without its numbers": [
+        oip_forms.MAX_KEPT_HEADERS,
+        oip_forms.MAX_KEPT_HEADER_BYTES,
     ],
     "moments of the class mix": [shift.MAX_POINTS, shift.MAX_SHOWN_NUMBERS],
     "rows that wait for the tracker": [stream.MAX_WAITING_ROWS],

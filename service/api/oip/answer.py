@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.oip.request import DECISIONS, HEADER_LENGTH, InferHeader, Requested, read_header
+from service.api.oip.forms import NUMBERS
+from service.api.oip.request import DECISIONS, HEADER_LENGTH, InferHeader, Requested
 from service.batching.queue import Entry
-from service.batching.run import MAX_GRAPH_TOP_K
 from service.classifier import (
-    RANKED_VALUES,
     RowSettings,
-    check_top_k,
     ranked,
     warnings_of,
 )
@@ -22,123 +20,11 @@ from service.contract.bundle import Bundle
 from service.contract.members.costs import REJECTED
 from service.priors.revisions import PriorRevision
 from service.priors.rule import best
-from service.repository.served import ServedModel
-from service.wire.arrays import rows_fit
 from service.wire.ranked import joined_texts, list_json, number_texts
-from service.wire.tensors import BY_DTYPE, Described, binary_pieces, encode_binary, encode_json
+from service.wire.tensors import binary_pieces, encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """(body, media type, further headers) of an answer."""
-
-_NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
-_MAX_PLANS = 16
-BINARY_A_VALUE = 8
-"""How many binary numbers of an answer count as one number in JSON."""
-MAX_KEPT_HEADERS = 256
-"""The most parsed headers of binary requests that a model keeps."""
-MAX_KEPT_HEADER_BYTES = 2048
-"""The longest header of a binary request that a model keeps."""
-
-
-class Plan(NamedTuple):
-    """What the graph must compute for a request's outputs, given the classes and top_k."""
-
-    classes: dict[str, int]
-    """The number of classes of each ranked output, by the output's name."""
-    top_k: int
-    """How many classes the graph must rank."""
-    full: bool
-    """Whether the graph must return the values of all classes."""
-    columns: tuple[tuple[str, bool, int], ...] | None
-    """(name, whether binary, numbers per row) of each output; None unless all hold only numbers."""
-    values_a_row: int
-    """How many numbers of JSON the answer to one row has."""
-
-
-class Form:
-    """The parsed header of a request to one model: everything but its binary data.
-
-    A client that sends binary tensors repeats its header, so a model keeps its recent forms.
-    """
-
-    __slots__ = ("_num_classes", "_plans", "header", "tensor")
-
-    def __init__(self, header: InferHeader, bundle: Bundle) -> None:
-        header.check(bundle.name, bundle.version)
-        self.header, self._num_classes = header, len(bundle.class_names)
-        self._plans: dict[int | None, Plan] = {}
-        self.tensor: Described | None = None
-        """The only tensor of the request, if it is binary and exactly the model's input.
-
-        Its name, type and shape need no further check, only its number of bytes.
-        """
-        spec, only = bundle.input, header.inputs[0] if len(header.inputs) == 1 else None
-        if (
-            only is not None
-            and only.size is not None
-            and only.count
-            and spec.kind in {"tensor", "image"}
-            and not spec.missing
-            and only.name == spec.name
-            and only.datatype == BY_DTYPE[spec.dtype]
-            and rows_fit(only.shape, spec.shape)
-        ):
-            self.tensor = only
-
-    def plan(self, top_k: int | None) -> Plan:
-        """The plan for this top_k. Raises InvalidParameter."""
-        plan = self._plans.get(top_k)
-        if plan is None:
-            k = check_top_k(top_k, self._num_classes)
-            plan = _plan(self.header.outputs, k, self._num_classes)
-            if len(self._plans) < _MAX_PLANS:
-                self._plans[top_k] = plan
-        return plan
-
-
-def form_of(model: ServedModel, text: bytes | bytearray, *, is_repeated: bool) -> Form:
-    """The form of a header, which is cached if binary data follows it. Raises what
-    `request.read_header` raises.
-    """
-    if not is_repeated or len(text) > MAX_KEPT_HEADER_BYTES:
-        return Form(read_header(text), model.bundle)
-    forms, text = model.infer_forms, bytes(text)
-    form: Form | None = forms.get(text)
-    if form is None:
-        form = Form(read_header(text), model.bundle)
-        if len(forms) >= MAX_KEPT_HEADERS:
-            forms.clear()
-        forms[text] = form
-    return form
-
-
-def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
-    """Plan the outputs. More classes than the model has means all of them, as in Triton."""
-    classes = {}
-    full, are_numbers = False, True
-    for each in outputs:
-        if each.classes is not None:
-            classes[each.name] = min(each.classes, num_classes)
-        elif each.name.startswith("class_"):
-            classes[each.name] = top_k
-        k = classes.get(each.name)
-        if each.name in DECISIONS:
-            are_numbers = False
-            continue
-        full = full or k is None or each.name.endswith("logits") or k > MAX_GRAPH_TOP_K
-        are_numbers = are_numbers and (k is None or each.name in _NUMBERS)
-    columns = None
-    if are_numbers:
-        columns = tuple((o.name, o.binary, classes.get(o.name, num_classes)) for o in outputs)
-    values = 0
-    for each in outputs:
-        k = classes.get(each.name, num_classes)
-        if each.binary:
-            values += -(-k // BINARY_A_VALUE)
-        else:
-            is_text = each.name in classes and each.name not in _NUMBERS
-            values += k * (RANKED_VALUES if is_text else 1)
-    return Plan(classes, max(classes.values(), default=1), full, columns, values)
 
 
 def encoded_together(
@@ -152,7 +38,7 @@ def encoded_together(
     outputs, begin, stop = entries[0].outputs, entries[0].start, entries[-1].stop
     found = []
     for name, is_binary, k in columns:
-        if name in _NUMBERS:
+        if name in NUMBERS:
             ranks = ranked(outputs, slice(begin, stop), k)
             values: NDArray[Any] = ranks[0] if name == "class_index" else ranks[1]
         else:
@@ -183,7 +69,7 @@ def _joined(
     """One answer. form: see `_form`. found: the encoded rows of the batch. first: the answer's
     first row there.
     """
-    rows, identity = entry.stop - entry.start, entry.ask.header.id
+    rows, identity = entry.stop - entry.start, entry.ask.identity
     pieces = [form[0], b"" if identity is None else b',"id":' + orjson.dumps(identity), form[1]]
     tensors, text = [], 2
     for (name, _, k), values in zip(columns, found, strict=True):
@@ -221,7 +107,7 @@ def _outputs_form(
     pieces, text = [], b',"outputs":['
     for place, (name, is_binary, k) in enumerate(columns):
         text += b"," if place else b""
-        datatype = _NUMBERS.get(name, "FP32")
+        datatype = NUMBERS.get(name, "FP32")
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [rows, k]}
         if is_binary:
             width = 8 if name == "class_index" else 4
@@ -240,10 +126,12 @@ def encoded(
     scored: Entry,
     k: dict[str, int],
     *,
+    identity: str | None,
     warning: str | None = None,
 ) -> Encoded:
     """An answer with any outputs and settings: JSON, followed by the binary outputs.
 
+    identity: the id of the request; None without one.
     warning: about the inputs; None without one.
     """
     described: list[bytes] = []
@@ -263,8 +151,8 @@ def encoded(
             data = list_json(encode_json(values))
             described.append(b"".join([orjson.dumps(entry)[:-1], b',"data":', data, b"}"]))
     document: dict[str, Any] = {"model_name": bundle.name, "model_version": str(bundle.version)}
-    if asked.id is not None:
-        document["id"] = asked.id
+    if identity is not None:
+        document["id"] = identity
     document["parameters"] = parameters = _parameters(bundle, settings)
     if warning is not None:
         reported = parameters.get("warnings")

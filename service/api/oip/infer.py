@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from service.api.content import DEAR_BYTES, LARGE_BYTES, decoded, in_pool, is_large
 from service.api.edge.request import Answer, Later, Request, new
-from service.api.oip.answer import Form, Plan, encoded, encoded_together, form_of
+from service.api.oip.answer import encoded, encoded_together
+from service.api.oip.forms import Form, Plan, form_of, keep_form, kept_form
 from service.api.oip.request import HEADER_LENGTH, InferHeader, header_of, raw_request, read_inputs
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
@@ -53,6 +54,8 @@ class Asked(NamedTuple):
     request: Request
     model: ServedModel
     header: InferHeader
+    identity: str | None
+    """The id of the request; that of the header may be another's, with the same form."""
     settings: RowSettings
     plan: Plan
 
@@ -62,6 +65,7 @@ class _Read(NamedTuple):
 
     model: ServedModel
     form: Form
+    identity: str | None
     parameters: Parameters
     priors: list[str | dict[str, Any] | None]
     prior_of_row: NDArray[np.int64] | None
@@ -164,25 +168,29 @@ class Infer:
             header, tensor = raw_request(body, model.bundle.input)
             form, inputs = Form(header, model.bundle), {tensor.name: tensor}
         else:
+            may_keep = header_length is None and max_texts is not None
+            if may_keep and (kept := kept_form(model, body)) is not None:
+                form, values, identity = kept
+                return _of_one(model, form, identity, query, values)
             text = header_of(body, header_length)
             form = form_of(model, text, is_repeated=len(text) < len(body))
             only = form.tensor
-            if only is not None:
+            if only is not None and only.size is not None:
                 values = only.only_values(body, len(text))
-                parameters = query.merged(form.header.parameters)
-                prior, tau = parameters.prior, parameters.tau
-                return new(_Read, (model, form, parameters, [prior], None, tau, values, []))
+                return _of_one(model, form, form.header.id, query, values)
+            if may_keep:
+                keep_form(model, body, form.header)
             if max_texts is not None and form.header.texts() > max_texts:
                 raise _ManyTexts
             inputs = read_inputs(form.header, body, len(text))
-        parameters = query.merged(form.header.parameters)
+        parameters, own = query.merged(form.header.parameters), form.header.id
         rows = _Rows(inputs, model.bundle)
         priors, prior_of_row = rows.priors(parameters.prior)
         taus = rows.taus(parameters.tau)
         if rows.are_images:
             images: list[bytes | bytearray | str] = list(rows.own.values)
-            return _Read(model, form, parameters, priors, prior_of_row, taus, None, images)
-        return _Read(model, form, parameters, priors, prior_of_row, taus, rows.inputs(), [])
+            return _Read(model, form, own, parameters, priors, prior_of_row, taus, None, images)
+        return _Read(model, form, own, parameters, priors, prior_of_row, taus, rows.inputs(), [])
 
     def _begin(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
         model = read.model
@@ -249,7 +257,8 @@ class Infer:
             deadline=deadline,
             full=plan.full,
         )
-        asked = new(Asked, (request, model, read.form.header, settings, plan))
+        header, own = read.form.header, read.identity
+        asked = new(Asked, (request, model, header, own, settings, plan))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
     # -- from the queue to the answers
@@ -277,6 +286,19 @@ class Infer:
         return answers
 
 
+def _of_one(
+    model: ServedModel,
+    form: Form,
+    identity: str | None,
+    query: Parameters,
+    values: NDArray[Any],
+) -> _Read:
+    """A request whose only tensor fits the model, so that its rows share tau and prior."""
+    parameters = query.merged(form.header.parameters)
+    prior, tau = parameters.prior, parameters.tau
+    return new(_Read, (model, form, identity, parameters, [prior], None, tau, values, []))
+
+
 def _encoded(entry: Entry) -> Answer:
     """The answer to one request with any outputs and settings."""
     asked: Asked = entry.ask
@@ -287,6 +309,7 @@ def _encoded(entry: Entry) -> Answer:
         asked.settings,
         entry,
         asked.plan.classes,
+        identity=asked.identity,
         warning=None if far is None else far[0],
     )
     return Answer(body, _facts(asked, entry), content_type, headers)
