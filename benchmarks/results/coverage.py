@@ -185,6 +185,30 @@ def _temperature(
     return float(held), float(found.why_one is not None), losses[0], losses[1]
 
 
+def long_tailed_temperatures(runs: int) -> Rows:
+    """The interval of T where most classes have few rows or none."""
+    lines: Rows = []
+    for classes, rows in ((20, 100), (20, 400), (100, 300), (300, 300), (300, 1000)):
+        counts = np.maximum(2, long_tail(classes, 200, 100))
+        prior, found, without = counts / counts.sum(), [], []
+        for run in range(runs):
+            rng = np.random.default_rng([9, run])
+            centres = 0.9 * rng.normal(size=(classes, 8))
+            labels = rng.choice(classes, rows, p=prior)
+            fitted = calibrate_temperature(
+                gaussians(rng, centres, labels, prior),
+                labels,
+                log_source_prior=np.log(prior),
+                log_validation_prior=log_validation_prior_of(labels, classes),
+            )
+            low, high = fitted.interval
+            found.append((low <= 1 <= high, high < 1, low > 1))
+            without.append(classes - len(np.unique(labels)))
+        shares = [100 * float(x) for x in np.mean(found, axis=0)]
+        lines.append([classes, rows, float(np.mean(without)), *shares])
+    return lines
+
+
 def taus(runs: int) -> Rows:
     """The interval of the best tau, and the cost of choosing it compared with tau = 1."""
     lines: Rows = []
@@ -246,6 +270,7 @@ STUDIES: dict[str, Callable[[int], Rows]] = {
     "errors": errors,
     "balanced-errors": balanced_errors,
     "temperatures": temperatures,
+    "long-tailed-temperatures": long_tailed_temperatures,
     "taus": taus,
     "estimates": estimates,
 }
@@ -261,6 +286,10 @@ TITLES = {
         "**Temperature** T of three Gaussian classes whose logits are T times too large. “Stays 1” "
         "is the share of splits that do not determine T, which then stays 1. NLL is the negative "
         "log-likelihood of new rows, in nats."
+    ),
+    "long-tailed-temperatures": (
+        "**Temperature** T of Gaussian classes with a profile of ratio 100, drawn at random, whose "
+        "true T is 1. Most classes have few validation rows or none."
     ),
     "taus": (
         "**τ** of Gaussian classes whose validation rows are a fifth of a profile of ratio 100. "
@@ -279,6 +308,10 @@ HEADERS = {
     "balanced-errors": ["split, and true errors", "covered, %", "mean width, points"],
     "temperatures": [
         *("spread", "T", "rows", "covered, %", "stays 1, %", "NLL fitted", "NLL at T = 1"),
+    ],
+    "long-tailed-temperatures": [
+        *("classes", "rows", "classes without a row", "covered, %", "interval below, %"),
+        "interval above, %",
     ],
     "taus": ["classes", "largest", "covered, %", "worse, %", "better, %"],
     "estimates": ["validation rows", "rows", "covered, %", "said", "really", "usable, %"],
