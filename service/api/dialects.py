@@ -226,8 +226,14 @@ def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
     """Turn named tensors into instances: the only tensor itself, or columns into rows by name."""
     if len(given) == 1 and not bundle.input.columns:
         return next(iter(given.values()))
-    lengths = {name: len(v) if isinstance(v, list) else None for name, v in given.items()}
-    if None in lengths.values() or len(set(lengths.values())) != 1:
+    for name, values in given.items():
+        if not isinstance(values, list):
+            raise Malformed(
+                f"column '{name[:60]}' of inputs is {short(values)}; expected a list with the "
+                "value of each row"
+            )
+    lengths = {name: len(values) for name, values in given.items()}
+    if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
         raise Malformed(
             f"the columns have different lengths ({shown}); expected lists of one length"

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 from google.protobuf.message import DecodeError
 
@@ -41,6 +42,7 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 """The field of typed contents for each datatype; FP16 has none and must be raw."""
+_FLOATS = {"fp32_contents": "<f4", "fp64_contents": "<f8"}
 
 
 class HttpRequest(NamedTuple):
@@ -196,10 +198,9 @@ def http_body(request: pb.ModelInferRequest) -> tuple[bytes, int]:
             f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs; "
             "expected one for each"
         )
+    inputs = [_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)]
     header: dict[str, Any] = {
-        "inputs": [
-            _input(tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)
-        ],
+        "inputs": [described for described, _ in inputs],
         "outputs": [
             {"name": each.name, "parameters": {"binary_data": True, **_values(each.parameters)}}
             for each in request.outputs
@@ -209,10 +210,16 @@ def http_body(request: pb.ModelInferRequest) -> tuple[bytes, int]:
     if request.id:
         header["id"] = request.id
     text = orjson.dumps(header)
-    return b"".join([text, *raw]), len(text)
+    return b"".join([text, *(binary for _, binary in inputs)]), len(text)
 
 
-def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> dict[str, Any]:
+def _input(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None
+) -> tuple[dict[str, Any], bytes]:
+    """A tensor as HTTP has it: its member of `inputs`, and its binary data if it has any.
+
+    Typed floats become binary data, since JSON knows no infinity; so do bytes that are no text.
+    """
     described: dict[str, Any] = {
         "name": tensor.name,
         "datatype": tensor.datatype,
@@ -225,7 +232,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
                 f"input '{tensor.name[:60]}' has contents and raw_input_contents; send one of them"
             )
         described["parameters"]["binary_data_size"] = len(raw)
-        return described
+        return described, raw
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
         raise Malformed(
@@ -233,22 +240,33 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
             "send raw_input_contents"
         )
     values = getattr(tensor.contents, field)
+    if field == "bytes_contents" and len(values) > MAX_BYTES_ELEMENTS:
+        raise TooLarge(
+            f"input '{tensor.name[:60]}' has {len(values)} elements; "
+            f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted: send fewer rows"
+        )
+    binary = _binary(values, field) if len(values) == math.prod(tensor.shape) else None
+    if binary is not None:
+        described["parameters"]["binary_data_size"] = len(binary)
+        return described, binary
     if field == "bytes_contents":
-        if len(values) > MAX_BYTES_ELEMENTS:
-            raise TooLarge(
-                f"input '{tensor.name[:60]}' has {len(values)} elements; "
-                f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted: send fewer rows"
-            )
-        try:
-            described["data"] = [each.decode() for each in values]
-        except UnicodeDecodeError:
-            raise Malformed(
-                f"input '{tensor.name[:60]}' holds bytes that are not UTF-8 text; "
-                "send raw_input_contents"
-            ) from None
+        described["data"] = [each.decode(errors="replace") for each in values]
     else:
         described["data"] = orjson.Fragment(list_json(values))
-    return described
+    return described, b""
+
+
+def _binary(values: Any, field: str) -> bytes | None:
+    """Typed contents as binary data; None for those that JSON holds exactly."""
+    if field in _FLOATS:
+        return np.fromiter(values, _FLOATS[field], len(values)).tobytes()
+    if field == "bytes_contents":
+        try:
+            for each in values:
+                each.decode()
+        except UnicodeDecodeError:
+            return b"".join(len(each).to_bytes(4, "little") + each for each in values)
+    return None
 
 
 def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:

@@ -110,7 +110,10 @@ def unique_names(
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names, 1):
         if not name.strip():
-            raise ImportRefused(f"{where}: {unit} {place} is empty; expected a class name")
+            raise ImportRefused(
+                f"{where}: {unit} {place} is empty; write a name there, or give other names with "
+                "the flag"
+            )
         if is_cut(name):
             raise ImportRefused(
                 f"{where}: {unit} {place} is {name!a}, which holds half of a character (a "

@@ -228,6 +228,7 @@ def test_json_is_taken_with_the_type_that_a_client_sends_unasked(client, kind, p
         ("/score", {"input_data": {"a": [1], "b": [1, 2]}}, 400, "a: 1, b: 2"),
         ("/v1/models/nameless:predict", {"dataframe_split": frame()}, 422, "by name"),
         ("/invocations", {"inputs": {"a": [1], "b": [1, 2]}}, 400, "different lengths"),
+        ("/invocations", {"inputs": {"a": 1, "b": 2}}, 400, "column 'a' of inputs is 1; expected"),
         ("/v1/models/linear:classify", {"examples": []}, 404, "use POST /v1/models/linear:predict"),
         ("/v1/models/linear/versions/1:explain", {"instances": ROWS}, 404, "'explain' is not"),
         ("/v1/models/linear/labels/stable:predict", {"instances": ROWS}, 404, "no labels"),
