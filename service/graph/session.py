@@ -403,7 +403,11 @@ def _feeder(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
 
 def _familiarity(bundle: Bundle) -> Familiarity | None:
     statistics = bundle.input.statistics
-    return None if statistics is None else Familiarity(statistics, layout=bundle.input.layout)
+    if statistics is None:
+        return None
+    several = bundle.input.kind == "columns"  # only numbers are measured, not categories
+    names = float_names(bundle.input) if several else bundle.column_names or ()
+    return Familiarity(statistics, layout=bundle.input.layout, names=names)
 
 
 def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:

@@ -102,8 +102,9 @@ def _score_table(result: Mapping[str, Any]) -> str:
     rare = result.get("rarest_in_validation")
     if rare is not None and rare["rows"] < VALIDATION_ROWS_PER_CLASS:
         lines.append(
-            f"note     class '{rare['class']}' has {rare['rows']} validation rows: the temperature "
-            f"and the choice of τ are uncertain below {VALIDATION_ROWS_PER_CLASS}"
+            f"note     class '{rare['class']}' has {rare['rows']} validation "
+            f"row{'' if rare['rows'] == 1 else 's'}: the temperature and the choice of τ are "
+            f"uncertain below {VALIDATION_ROWS_PER_CLASS}"
         )
     return "\n".join(lines)
 

@@ -147,8 +147,9 @@ def train_side_by_side(
 def _what_stopped(stopped: Sequence[Fault]) -> str:
     if not stopped:
         return "stopped between two runs; the same command resumes with the next one"
-    others = f" ({len(stopped) - 1} more runs have stopped likewise)" if len(stopped) > 1 else ""
-    return f"{stopped[0]}{others}"
+    others = len(stopped) - 1
+    more = f" ({others} more run{'s' if others > 1 else ''} stopped likewise)" if others else ""
+    return f"{stopped[0]}{more}"
 
 
 class _Worker:

@@ -31,6 +31,8 @@ ONE_ROW, SEVERAL_ROWS, ENOUGH_ROWS = 4.0, 2.5, 4
 UNKNOWN_LEVEL, UNKNOWN_SPREAD = 3.0, 8.0
 """Limits of level and spread where too few rows of training were seen to tell how they vary."""
 _FEW_ROWS = 10
+_MOST_OF_IT = 0.8
+"""A number with a larger share of a row's squared distance is named in the warning."""
 _LEAST_SD = 1e-100
 """A channel with a smaller standard deviation counts as constant."""
 _LEAST_VARIANCE = 1e-12
@@ -146,9 +148,17 @@ def _spread(values: Rows, usual: Rows) -> Spread:
 class Familiarity:
     """Decides which rows are far from the training inputs."""
 
-    def __init__(self, statistics: InputStatistics, *, layout: str | None = None) -> None:
-        """layout: the order of an image tensor's axes; None for other inputs."""
-        self._statistics, self._layout = statistics, layout
+    def __init__(
+        self,
+        statistics: InputStatistics,
+        *,
+        layout: str | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        """layout: the order of an image tensor's axes; None for other inputs. names: of the columns
+        of a table, for warnings.
+        """
+        self._statistics, self._layout, self._names = statistics, layout, names
         self._mean = np.array(statistics.mean)
         sd = np.array(statistics.sd)
         self._inverse = 1 / np.where(sd < _LEAST_SD, 1.0, sd)  # a constant keeps its own unit
@@ -210,6 +220,17 @@ class Familiarity:
             for mean, of in zip(means, self._together, strict=True)
         )
 
+    def _odd_one(self, numbers: Rows, channels: Array) -> int | None:
+        """The position of the number that alone puts a row far from training; None: no single one.
+
+        Only of rows with a channel for each number, such as those of a table.
+        """
+        if not 1 < len(numbers) == len(self._mean):
+            return None
+        squares = ((numbers - self._mean[channels]) * self._inverse[channels]) ** 2
+        at = int(squares.argmax())
+        return at if squares[at] > _MOST_OF_IT * squares.sum() else None
+
     def warning(self, rows: Array, features: Rows) -> str | None:
         """The warning for the rows of one request; None when they resemble those of training.
 
@@ -225,6 +246,15 @@ class Familiarity:
             more = f" and {len(far) - 1} more" if len(far) > 1 else ""
             subject = f"instance {at}{more}: the numbers are"
             numbers, channels = _numbers(rows[at : at + 1], self._layout)
+            odd = self._odd_one(numbers[0], channels)
+            if odd is not None:
+                named = len(self._names) == len(self._mean)
+                what = f"column '{self._names[odd]}'" if named else f"value {odd + 1}"
+                return (
+                    f"instance {at}{more}: {what} is {numbers[0, odd]:.4g}, far from those "
+                    f"that the model was trained on: in training mean {self._mean[odd]:.3g}, sd "
+                    f"{self._statistics.sd[odd]:.3g}; check its scaling and unit"
+                )
         else:
             subject = "the instances together are"
             numbers, channels = _numbers(rows, self._layout)

@@ -89,6 +89,16 @@ def test_on_a_phone_the_way_back_to_a_revision_is_in_view_before_and_after_it_is
         page.get_by_role("button", name="Cancel").click()
 
 
+def test_on_a_phone_what_a_group_of_routes_is_for_has_the_width_of_the_page(open_page):
+    page = open_page("/docs", width=360)
+    page.wait_for_selector(".opblock-tag small")
+    widths = page.eval_on_selector_all(
+        ".opblock-tag small", "all => all.map((e) => e.getBoundingClientRect().width)"
+    )
+    assert widths
+    assert min(widths) > 200
+
+
 def test_the_theme_that_was_chosen_is_kept(open_page):
     page = open_page("/", scheme="light")
     for said in ("light", "dark"):

@@ -65,6 +65,8 @@ NEARLY_ALL = 0.9
 be words such as unknown."""
 _WITH_UNIT = re.compile(r"[-+]?\d+([.,]\d+)?\s?(?P<unit>[^\s\d.,;:()'\"_-]{1,8})")
 """A number and its unit, such as 5 kg. Only numbers of one unit are meant as numbers."""
+FEW_NAMES = 3
+"""So few numbers may rise or fall by chance."""
 MANY_ROWS = 10_000
 """The most cells of a string column that are examined."""
 
@@ -139,6 +141,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
         ) from error
     if not found:
         raise BadData(f"{path}: the first line is empty; expected the names of the columns")
+    check_first_line(path, found)
     return found
 
 
@@ -237,6 +240,29 @@ def check_lengths(path: Path, encoding: str) -> None:
             begun = reader.line_num + 1
     if width and begun == 2:
         raise BadData(f"{path}: has no rows; expected at least one")
+
+
+def check_first_line(path: Path, names: Sequence[str]) -> None:
+    """Raise BadData if a CSV file begins with a row of numbers, which would be lost as its names.
+
+    Numbers that count from 0 or 1 are names, as pandas writes them. So are more than FEW_NAMES that
+    rise or fall throughout, such as wavelengths.
+    """
+    try:
+        numbers = np.array([float(name) for name in names])
+    except ValueError:
+        return
+    counted = np.arange(len(numbers))
+    steps = np.diff(numbers)
+    ordered = len(numbers) > FEW_NAMES and ((steps > 0).all() or (steps < 0).all())
+    if ordered or (numbers == counted).all() or (numbers == counted + 1).all():
+        return
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    some = ",".join(f"c{n}" for n in range(min(3, len(names)))) + (",…" if len(names) > 3 else "")
+    raise BadData(
+        f"{path}: its first line is a row of numbers ({shown}); expected the names of the "
+        f"columns, without which this row would be lost: write a line above it, such as {some}"
+    )
 
 
 def distinct(path: Path, names: list[str]) -> list[str]:

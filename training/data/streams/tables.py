@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from training.data.problems import check_quotes
-from training.data.sources.table_file import as_meant, check_encoding, check_lengths, distinct
+from training.data.sources.table_file import (
+    as_meant,
+    check_encoding,
+    check_first_line,
+    check_lengths,
+    distinct,
+)
 from training.data.streams.cells import feature_names, features, listed
 from training.data.streams.json_lines import check_json_lines
 from training.data.streams.records import CsvRecords, JsonRecords, TextRecords, Types
@@ -218,6 +224,8 @@ def _types(path: Path, reading: Reading, found: "pa.Schema") -> "dict[str, pa.Da
     """
     import pyarrow as pa
 
+    if path.suffix.lower() == ".csv" and not (reading.columns or reading.spec.columns):
+        check_first_line(path, found.names)
     dtypes = _dtypes(reading, found.names)
     types: dict[str, pa.DataType] = {}
     for name in (each for each in dtypes if each in found.names):

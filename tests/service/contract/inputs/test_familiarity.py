@@ -57,6 +57,20 @@ def test_one_wrong_picture_among_right_ones_is_named(known):
     assert reported.startswith("instance 3: the numbers are far")
 
 
+@pytest.mark.parametrize(
+    ("names", "what"), [((), "value 3 is 8000"), (("age", "sex", "fare"), "column 'fare' is 8000")]
+)
+def test_the_one_number_that_puts_a_row_far_is_named_with_its_own_mean(names, what):
+    rng = np.random.default_rng(0)
+    rows = rng.normal([40, 0.5, 30], [10, 0.5, 20], size=(500, 3))
+    table = Familiarity(measure(rows), names=names)
+    rows[7, 2] = 8000
+    reported = table.warning(rows, table.features(rows))
+    assert reported.startswith(f"instance 7: {what}")
+    assert "in training mean 30, sd 20.4;" in reported
+    assert reported.endswith("check its scaling and unit")
+
+
 def test_one_picture_of_0_to_255_is_told_with_both_means(known):
     rows = 255 * (0.45 + 0.27 * pictures(1, seed=3))
     reported = known.warning(rows, known.features(rows))

@@ -263,6 +263,37 @@ def test_what_is_wrong_with_a_file_is_told_with_the_cure(model, rows, tmp_path):
     assert "(it was cut short: copy it again)" in said(cut)
 
 
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_a_csv_without_a_line_of_names_does_not_lose_its_first_row(
+    model, rows, tmp_path, skip_broken
+):
+    def scored(first, columns=()):
+        csv.write_csv(
+            table_of(rows[:20]), tmp_path / "own.csv", csv.WriteOptions(include_header=False)
+        )
+        text = (tmp_path / "own.csv").read_text(encoding="utf-8")
+        (tmp_path / "own.csv").write_text(first + text, encoding="utf-8")
+        out = tmp_path / f"{hash(first)}.parquet"
+        score_rows(
+            str(tmp_path / "own.csv"),
+            out,
+            Scoring(model=model),
+            columns=columns or None,
+            skip_broken=skip_broken,
+        )
+        return parquet.read_table(out).num_rows
+
+    with pytest.raises(BadData, match=r"first line is a row of numbers .* such as c0,c1,c2,…"):
+        scored("")
+    with pytest.raises(BadData, match="first line is a row of numbers"):
+        scored("0,0,5,3,0,0\n")
+    named = ("0,1,2,3,4,5\n", "1,2,3,4,5,6\n", "900.5,901,901.5,902,902.5,903\n", "a,b,c,d,e,f\n")
+    for first in named:
+        assert scored(first) == 20
+    odd = "3,1,4,15,9,2"
+    assert scored(odd + "\n", columns=odd.split(",")) == 20
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
