@@ -1,6 +1,6 @@
 """The cost of a request inside the service: CPU time without HTTP, or the Python calls it makes.
 
-    python benchmarks/speed/hot_path.py [--model tiny] [--clients 64] [--body npy|json|oip]
+    python benchmarks/speed/hot_path.py [--model tiny] [--clients 64] [--body npy|json|oip|oip-json]
     python benchmarks/speed/hot_path.py --calls [--model tiny] [--body json] [--query tau=0.5]
 
 CPU time varies least on a busy machine: use it to compare two versions of the code.

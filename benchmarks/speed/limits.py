@@ -56,6 +56,7 @@ def bodies(
             {"content-type": "application/json"},
         ),
         "oip": _oip(model, row),
+        "oip-json": _oip_json(model, row),
     }
 
 
@@ -86,6 +87,13 @@ def _oip(model: BenchModel, row: np.ndarray) -> tuple[str, bytes, dict[str, str]
         "inference-header-content-length": str(len(header)),
     }
     return f"/v2/models/{model.name}/infer", header + data, headers
+
+
+def _oip_json(model: BenchModel, row: np.ndarray) -> tuple[str, bytes, dict[str, str]]:
+    tensor = {"name": "x", "shape": list(row.shape), "datatype": "FP32", "data": row.ravel()}
+    outputs = [{"name": name} for name in ("class_index", "class_probability")]
+    body = orjson.dumps({"inputs": [tensor], "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return f"/v2/models/{model.name}/infer", body, {"content-type": "application/json"}
 
 
 def compute_limit(session: ort.InferenceSession, model: BenchModel, seconds: float) -> float:
@@ -146,7 +154,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                             "service": wrk(served, path, body, headers, **common),
                             "compute_per_second": compute_limit(session, model, arguments.seconds),
                         }
-                        if kind != "oip":
+                        if not kind.startswith("oip"):
                             for settings in (f"one:{PRIORS[0]}", f"mixed:{','.join(PRIORS)}"):
                                 found[settings.partition(":")[0]] = wrk(
                                     served, path, rows_of_own, headers, settings=settings, **common
@@ -291,7 +299,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--models", nargs="+", default=[m.name for m in MODELS])
-    parser.add_argument("--bodies", nargs="+", default=["npy", "json", "oip"])
+    parser.add_argument("--bodies", nargs="+", default=["npy", "json", "oip", "oip-json"])
     parser.add_argument("--connections", nargs="+", type=int, default=list(CONNECTIONS))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/serving.json"))
     arguments = parser.parse_args()
