@@ -34,6 +34,11 @@ def test_a_stream_must_get_the_same_answers_in_every_cut():
     early = get[:-2] + b"Content-Length: 3\r\n\r\n"
     assert hostile.ends_in_body(get + early)
     assert hostile.ends_in_body(early + b"ab")
+    chunks = (
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n"
+    )
+    assert hostile.ends_in_body(chunks)
+    assert not hostile.ends_whole(chunks)
     assert not any(map(hostile.ends_in_body, (get, get[:-1], early + b"abc", early + b"abcGE")))
     assert hostile.alike([[fine, fine], [fine]], ends_whole=False, ends_in_body=True)
     assert not hostile.alike([[fine, fine], [gone]], ends_whole=False, ends_in_body=True)
