@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
+LEFT_OUT = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems make beside or among images; hidden folders are left out as well."""
 CROP_TRIES = 10
 STATISTICS_ROWS = 20_000  # a mean over these is exact to the four digits that are kept
 

@@ -27,7 +27,8 @@ def load(folder, **options):
 
 
 @pytest.mark.parametrize(
-    "hidden", ["ant/.ipynb_checkpoints", "__MACOSX/ant", "ant/__MACOSX", ".x/y"]
+    "hidden",
+    ["ant/.ipynb_checkpoints", "__MACOSX/ant", "ant/__MACOSX", ".x/y", "@eaDir/ant", "ant/@eaDir"],
 )
 def test_folders_that_tools_leave_behind_are_left_out_at_every_depth(folders, hidden):
     (folders / hidden).mkdir(parents=True)
@@ -53,6 +54,19 @@ def test_the_usual_names_of_the_splits_are_known(tmp_path, train, val, test):
     found = load(tmp_path)
     assert [len(split) for split in (found.train, found.val, found.test)] == [12, 6, 3]
     assert any("left out: notes" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("bare", ["val", "test"])
+def test_a_split_without_images_is_refused_and_of_no_account_to_a_model(tmp_path, bare):
+    other = {"val": "test", "test": "val"}[bare]
+    for name, counts in (("train", (5, 4, 3)), (other, (2, 2, 2))):
+        files.write_class_folders(tmp_path / name, counts)
+    (tmp_path / bare / "ant").mkdir(parents=True)
+    with pytest.raises(BadData, match=f"{bare}: has no image in a class folder; .*remove this"):
+        load(tmp_path)
+    found = load(tmp_path, known=Known(class_names=("ant", "bee", "cat")))
+    assert getattr(found, bare) is None
+    assert len(getattr(found, other)) == 6
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -15,8 +15,6 @@ from training.data.sources.listing import ImageOptions, existing_folder, image_d
 from training.faults import BadData, WrongUse, absent
 
 UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg")
-LEFT_OUT = ("__MACOSX",)
-"""Folders to ignore because tools create them; hidden folders are ignored as well."""
 
 
 def load_folder(
@@ -46,6 +44,13 @@ def load_folder(
         )
     if len(names) == 1 and not parts and known is None:
         _check_not_above(home / names[0])
+    bare = [name for name, (paths, _) in listing.items() if not paths]
+    if bare and known is None:
+        raise BadData(
+            f"{home / parts[bare[0]]}: has no image in a class folder; add some, or remove this "
+            "folder"
+        )
+    listing = {name: one for name, one in listing.items() if name not in bare}
     return image_dataset(
         spec,
         listing,
@@ -131,7 +136,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _left_out(entry: Path) -> bool:
-    return entry.name.startswith(".") or entry.name in LEFT_OUT
+    return entry.name.startswith(".") or entry.name in pixels.LEFT_OUT
 
 
 def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.contract import pixels
 from service.contract.inputs.spec import InputSpec
-from training.data.pixels import SUFFIXES
+from training.data.pixels import LEFT_OUT, SUFFIXES
 from training.data.streams.rows import Block, Reading, Source, joined
 from training.faults import BadData, WrongUse, readable
 
@@ -87,9 +87,9 @@ def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _shown(path: Path) -> bool:
-    """Return whether a path, relative to its folder or archive, has no hidden part."""
+    """Return whether a path below a folder or in an archive has no hidden or left out part."""
     return not any(
-        (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
+        (part.startswith(".") and part != "..") or part in LEFT_OUT for part in path.parts
     )
 
 

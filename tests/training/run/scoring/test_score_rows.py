@@ -492,7 +492,7 @@ def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path, ca
             member = tarfile.TarInfo(f"{i}.png")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-        for name in ("./._0.png", "__MACOSX/._1.png"):  # what tar and zip of macOS add
+        for name in ("./._0.png", "__MACOSX/._1.png", "@eaDir/2.png"):  # of macOS and of a NAS
             archive.addfile(tarfile.TarInfo(name))
     (folder / ".hidden.png").write_bytes(b"x")
     (folder / "list.txt").write_text("x")
