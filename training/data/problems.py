@@ -98,6 +98,8 @@ def _class_names(names: Sequence[str]) -> Iterator[str]:
 def _reduced(name: str) -> str:
     """A name without outer spaces, case, and what one number or letter may be written with."""
     found = unicodedata.normalize("NFKC", name).strip().casefold()
+    if found.isdecimal():  # as a float, long numbers would lose digits
+        return str(int(found))
     return f"{float(found):.17g}" if is_number(found) else found
 
 

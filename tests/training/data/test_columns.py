@@ -102,6 +102,26 @@ def test_strings_booleans_and_categories_of_pandas_are_taken(tmp_path):
     assert set(inputs["city"].ravel()) == {"x", "", "y"}
 
 
+def test_booleans_beside_numbers_stay_booleans_for_the_service(tmp_path):
+    truths = [True, False, False] * 20
+    data = load(write(tmp_path / "t.parquet", kind=KINDS, a=[0.5, 1, 3] * 20, member=truths))
+    assert data.kind == "columns"
+    dtype = data.train.inputs.dtype
+    assert {name: dtype[name].base.kind for name in dtype.names} == {"a": "f", "member": "b"}
+    assert not data.notes
+
+
+@pytest.mark.parametrize(
+    ("members", "others"),
+    [([True, None, False] * 20, {}), ([True, False] * 30, {"v": [[0.5, 1.5]] * 60})],
+)
+def test_booleans_that_become_numbers_are_told(tmp_path, members, others):
+    spec = write(tmp_path / "t.parquet", kind=KINDS, a=[0.5, 1, 3] * 20, member=members, **others)
+    data = load(spec)
+    assert (data.kind, data.train.inputs.dtype) == ("tensor", np.float32)
+    assert "column 'member': true and false are taken as the numbers 1 and 0" in data.notes[0]
+
+
 def test_a_table_of_numbers_with_gaps_stays_an_array(tmp_path):
     data = load(write(tmp_path / "t.parquet", kind=KINDS, a=[1, None, 3] * 20, b=[0.5] * 60))
     assert (data.kind, data.train.inputs.dtype) == ("tensor", np.float32)

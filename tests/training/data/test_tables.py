@@ -119,10 +119,43 @@ def test_the_index_that_pandas_writes_is_left_out_and_said_so(tmp_path):
     index = write(tmp_path / "own.csv", {"": range(30)} | columns())
     found = load(index)
     assert found.origin["columns"] == ["a", "b"]
-    assert "column '' numbers the rows" in found.notes[0]
+    assert "column '' numbers or names the rows" in found.notes[0]
     path = tmp_path / "own.parquet"
     parquet.write_table(pa.table(columns() | {"__index_level_0__": range(30)}), path)
     assert load(path).origin["columns"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "Unnamed: 0.1"])
+@pytest.mark.parametrize("index", [range(5, 95, 3), [f"id{i}" for i in range(30)]])
+def test_the_index_of_a_filtered_or_named_frame_is_left_out_too(tmp_path, name, index):
+    found = load(write(tmp_path / "own.csv", {name: index} | columns(city=["x", "y"] * 15)))
+    assert found.origin["columns"] == ["a", "b", "city"]
+    assert f"column '{name}' numbers or names the rows" in found.notes[0]
+
+
+def test_an_index_of_parquet_is_left_out_though_its_numbers_occur_twice(tmp_path):
+    path = tmp_path / "own.parquet"
+    frames_in_a_row = {"__index_level_0__": [*range(15), *range(15)]}
+    parquet.write_table(pa.table(columns() | frames_in_a_row), path)
+    assert load(path).origin["columns"] == ["a", "b"]
+
+
+def test_a_column_without_a_name_is_refused_unless_it_is_empty_or_left_out(tmp_path):
+    path = write(tmp_path / "own.csv", columns() | {"": [1.5, 2.5] * 15})
+    with pytest.raises(BadData, match=r"column 4 has no name; .*&without="):
+        load(path)
+    assert load(path, "label=kind&without=").origin["columns"] == ["a", "b"]
+    comma_at_the_end = write(tmp_path / "own.csv", columns() | {"": [""] * 30})
+    found = load(comma_at_the_end)
+    assert found.origin["columns"] == ["a", "b"]
+    assert "a column with neither name nor values is left out" in found.notes
+
+
+def test_a_column_of_splits_that_is_not_called_so_is_told(tmp_path):
+    made = columns(part=["train", "Test", "train"] * 10, size=["train", "bus", "car"] * 10)
+    found = load(write(tmp_path / "own.csv", made))
+    (note,) = (note for note in found.notes if "&split=" in note)
+    assert note.startswith("column 'part' holds Test, train as a category")
 
 
 def test_lists_of_numbers_are_as_many_inputs(tmp_path):
@@ -237,6 +270,19 @@ def test_numbers_that_float32_merges_are_told(tmp_path):
     found = load(write(tmp_path / "own.csv", columns(time=[1_700_000_000 + i for i in range(30)])))
     assert "column 'time': float32 would merge its numbers" in found.notes[0]
     assert found.train.inputs.dtype == np.float64
+
+
+def test_whole_numbers_that_even_float64_merges_are_told_with_the_cure(tmp_path):
+    made = columns(id=[2**62 + 2 * i for i in range(30)], year=list(range(1990, 2020)))
+    found = load(write(tmp_path / "own.csv", made))
+    (note,) = found.notes
+    assert "column 'id': whole numbers beyond 2^53 become equal" in note
+    assert "&category=id" in note
+
+
+def test_classes_of_many_digits_are_not_taken_for_one_number(tmp_path):
+    made = columns(kind=[str(2**63 + i % 3) for i in range(30)])
+    assert not problems(load(write(tmp_path / "own.csv", made)))
 
 
 def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):

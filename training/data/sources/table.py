@@ -13,12 +13,11 @@ from service.contract.inputs.columns import records
 from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import did_you_mean
 from training.data.columns import float_type, is_number
-from training.data.dataset import Dataset, Known, Split
+from training.data.dataset import PARTS, Dataset, Known, Split
 from training.data.sources.digest import files_digest
 from training.data.sources.table_file import (
     DATE_CURE,
     DATES,
-    INDEX_NAMES,
     TIMES,
     TableFile,
     categories,
@@ -33,6 +32,7 @@ from training.faults import BadData, WrongUse, absent, instead, nearest_class, s
 
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
+NAMES_OF_SPLITS = frozenset(name for names in PARTS.values() for name in names)
 LISTS = ("without", "category")
 """The options that a specification may give several times."""
 FORM = (
@@ -199,20 +199,28 @@ def _features(
                 f"{', '.join(missing[:10])}{more}; rename or add them"
             )
         if extra:
-            notes.append(f"columns the model does not use are left out: {', '.join(extra[:10])}")
+            shown = ", ".join(name or "one without a name" for name in extra[:10])
+            notes.append(f"columns the model does not use are left out: {shown}")
         return list(known.columns)
-    index = [name for name in free if name in INDEX_NAMES and _counts_rows(table, name)]
+    index = [name for name in free if table.is_index(name)]
     notes.extend(
-        f"column '{name}' numbers the rows, as pandas' index does; it is left out" for name in index
+        f"column '{name}' numbers or names the rows, as pandas' index does; it is left out"
+        for name in index
     )
-    return [name for name in free if name not in index]
+    return _named(table, [name for name in free if name not in index], notes)
 
 
-def _counts_rows(table: TableFile, name: str) -> bool:
-    values = np.asarray(table.columns.column(name).to_numpy())
-    return values.dtype.kind in "iu" and bool(
-        np.array_equal(np.sort(values), np.arange(len(table)))
-    )
+def _named(table: TableFile, columns: list[str], notes: list[str]) -> list[str]:
+    """Return the columns that have a name: a row by column name could not give the others."""
+    if "" not in columns:
+        return columns
+    if not table.is_empty(""):
+        raise BadData(
+            f"{table.path}: column {table.names.index('') + 1} has no name; give it one in the "
+            "first line, or leave it out with &without="
+        )
+    notes.append("a column with neither name nor values is left out")
+    return [name for name in columns if name]
 
 
 def _split_rows(
@@ -385,32 +393,68 @@ def _inputs(
             found[name] = values[:, None]
             _note_values(name, found[name], notes)
             continue
-        gaps = known is None or known.missing
-        wide = numbers(table, name, missing=gaps, published=known is not None)
-        # a model states its own dtypes; narrowing here could lose digits that it needs
-        kind = np.float64 if known is not None else float_type(wide)
-        if kind is np.float64 and known is None:
-            notes.append(
-                f"column '{name}': float32 would merge its numbers, so the model takes float64"
-            )
-        if known is None and table.is_boolean(name) and not np.isnan(wide).any():
-            found[name] = wide.astype(np.bool_) if strings else wide.astype(np.float32)
-        else:
-            found[name] = wide.astype(kind)
-    if strings:
-        lists = [name for name, values in found.items() if values.shape[1] != 1]
-        if lists:
-            raise BadData(
-                f"{table.path}, column '{lists[0]}': lists of numbers cannot be combined "
-                "with columns of strings; give each number a column, or leave the lists out with "
-                f"&without={lists[0]}"
-            )
+        found[name] = _numbers(table, name, known, notes)
+    lists = [name for name, values in found.items() if values.shape[1] != 1]
+    if strings and lists:
+        raise BadData(
+            f"{table.path}, column '{lists[0]}': lists of numbers cannot be combined "
+            "with columns of strings; give each number a column, or leave the lists out with "
+            f"&without={lists[0]}"
+        )
+    truths = [name for name, values in found.items() if values.dtype == np.bool_]
+    if strings or (truths and not lists):
         return records(found)
+    notes.extend(_as_numbers(name, "lists are beside them") for name in truths)
     return np.concatenate(list(found.values()), axis=1)
 
 
+def _numbers(
+    table: TableFile, name: str, known: Known | None, notes: list[str]
+) -> NDArray[np.floating[Any]] | NDArray[np.bool_]:
+    """Return a column [n, width]: booleans without gaps as such, else numbers."""
+    if known is not None:  # a model states its own dtypes; narrowing could lose digits it needs
+        return numbers(table, name, missing=known.missing, published=True)
+    wide = numbers(table, name, missing=True)
+    if table.is_boolean(name):
+        if not np.isnan(wide).any():
+            return wide.astype(np.bool_)
+        notes.append(_as_numbers(name, "some are missing"))
+    kind = float_type(wide)
+    _note_merged(table, name, kind, notes)
+    return wide.astype(kind)
+
+
+def _as_numbers(name: str, reason: str) -> str:
+    return (
+        f"column '{name}': true and false are taken as the numbers 1 and 0, because {reason}; "
+        "give the service these numbers"
+    )
+
+
+def _note_merged(
+    table: TableFile, name: str, kind: type[np.floating[Any]], notes: list[str]
+) -> None:
+    """Note what becomes of numbers with more digits than a float32, or a float64, has."""
+    if table.float64_merges(name):
+        notes.append(
+            f"column '{name}': whole numbers beyond 2^53 become equal as numbers of a model; take "
+            f"them as strings with &category={name}, or leave the column out with &without={name}"
+        )
+    elif kind is np.float64:
+        notes.append(
+            f"column '{name}': float32 would merge its numbers, so the model takes float64"
+        )
+
+
 def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:
-    distinct = len(set(values[:, 0]))
+    """Note what looks odd about a column of strings [n, 1] as categories."""
+    different = set(values[:, 0])
+    if len(different) > 1 and {value.strip().lower() for value in different} <= NAMES_OF_SPLITS:
+        notes.append(
+            f"column '{name}' holds {', '.join(sorted(different))} as a category; if it says which "
+            f"split a row is of, add &split={name}"
+        )
+    distinct = len(different)
     if distinct > max(MANY_CATEGORIES, MANY_VALUES * len(values)):
         notes.append(
             f"column '{name}': {distinct:,} different strings in {len(values):,} rows say little "

@@ -20,8 +20,10 @@ from training.faults import BadData, instead, readable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
-"""The names that pandas gives to a column that is the index of its rows."""
+_INDEX = re.compile(r"__index_level_\d+__")
+"""The names that pandas gives in Parquet to an index without a name."""
+_MAYBE_INDEX = re.compile(r"(Unnamed: 0(\.\d+)*)?")
+"""The names of an index without a name in CSV: none, and what pandas makes of that."""
 DATES = "dates"
 DATE_CURE = (
     "a graph cannot read them, so give what matters of them as numbers, such as year, month, "
@@ -111,6 +113,33 @@ class TableFile:
         import pyarrow as pa
 
         return bool(pa.types.is_boolean(self.columns.column(name).type))
+
+    def is_index(self, name: str) -> bool:
+        """Return whether a column is the index of a pandas frame, so its rows' numbers or names.
+
+        In CSV its name alone does not tell: then every row has another whole number or string.
+        """
+        if _INDEX.fullmatch(name):
+            return True
+        column = self.columns.column(name)
+        return bool(
+            _MAYBE_INDEX.fullmatch(name)
+            and (_is_whole(column.type) or _is_string(column.type))
+            and len(column.unique()) == len(column)
+        )
+
+    def is_empty(self, name: str) -> bool:
+        """Return whether no row has a value in a column."""
+        column = self.columns.column(name)
+        return bool(column.null_count == len(column))
+
+    def float64_merges(self, name: str) -> bool:
+        """Return whether different whole numbers of a column would be equal in float64."""
+        column = self.columns.column(name)
+        if not _is_whole(column.type):
+            return False
+        different = column.unique().drop_null().to_numpy()
+        return len(np.unique(different.astype(np.float64))) < len(different)
 
     def _line_of(self, row: int) -> int:
         """Return the line on which a row begins; a quoted cell may contain line breaks."""
@@ -280,14 +309,10 @@ def is_category(table: TableFile, name: str) -> bool:
     all are numbers, they are codes, and so categories. A dictionary is what pandas makes of its
     categories, and so one, whatever its values are.
     """
-    import pyarrow as pa
-
     kind = table.columns.column(name).type
     if _is_dictionary(kind):
         return True
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    ):
+    if not _is_string(kind):
         return False
     values = set(categories(table, name)[:MANY_ROWS]) - {""}
     count = sum(map(is_number, values))
@@ -437,6 +462,20 @@ def _refused(kind: Any) -> str | None:
     if pa.types.is_temporal(kind):
         return "times or durations"
     return None
+
+
+def _is_whole(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_string(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_dictionary(kind: Any) -> bool:
