@@ -63,10 +63,12 @@ class Folder:
                 f"{self.home}: a tokenizer feeds {', '.join(_PARTS)}; the graph also has "
                 f"'{unknown[0]}': export the model without it"
             )
+        side = _read(self.home / "tokenizer_config.json").get("truncation_side")
         return TokenizerSpec.model_validate(
             {
                 "file": TOKENIZER_FILE,
                 "max_length": self._max_length(),
+                "truncation_side": side if side in {"left", "right"} else None,
                 "inputs": {each.name: _PARTS[each.name] for each in inputs},
             }
         )

@@ -179,7 +179,7 @@ def _read(flags: argparse.Namespace) -> Import:
         run = feeder([each.name for each in file.inputs], plain)
     else:
         text = {"name": "text", "kind": "text", "shape": [None], "dtype": "string"}
-        fields = {"input": {**text, "tokenizer": tokenizer.model_dump()}}
+        fields = {"input": {**text, "tokenizer": tokenizer.model_dump(exclude_none=True)}}
         tokens = Tokens(folder.home, tokenizer, {each.name: each.dtype for each in file.inputs})
 
         def run(rows: Array) -> dict[str, Any]:

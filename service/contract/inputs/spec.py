@@ -48,12 +48,14 @@ class TokenizerSpec(Strict):
     """How texts become the tensors of a transformer.
 
     file: a Hugging Face `tokenizer.json` beside the model. max_length: the most tokens of a text,
-    the rest is cut off; null leaves the limit to the file. inputs: for each graph input, the
-    tokenizer output that feeds it.
+    the rest is cut off; null leaves the limit to the file. truncation_side: the end that is cut
+    off; null leaves it to the file. inputs: for each graph input, the tokenizer output that feeds
+    it.
     """
 
     file: str
     max_length: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     inputs: dict[str, Literal["ids", "attention_mask", "type_ids"]]
 
 

@@ -1,7 +1,8 @@
 """Turns texts into the inputs of a transformer with a `tokenizer.json` of Hugging Face's
 tokenizers.
 
-A batch is padded to its longest text. A text is truncated as the file or `max_length` says.
+A batch is padded to its longest text. A text is truncated as the file says, or as `max_length` and
+`truncation_side` do.
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Tokens:
 
         dtypes: the dtype of each graph input, by name.
         """
-        self._tokenizer = _open(folder / spec.file, spec.max_length)
+        self._tokenizer = _open(folder / spec.file, spec)
         # The fast way leaves out the place of each token in its text, which no graph takes.
         self._encode = getattr(self._tokenizer, "encode_batch_fast", self._tokenizer.encode_batch)
         self._inputs = {name: (part, np.dtype(dtypes[name])) for name, part in spec.inputs.items()}
@@ -53,7 +54,7 @@ class Tokens:
         }
 
 
-def _open(path: Path, max_length: int | None) -> Any:
+def _open(path: Path, spec: TokenizerSpec) -> Any:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
@@ -65,8 +66,11 @@ def _open(path: Path, max_length: int | None) -> Any:
             f"{path} cannot be read as a tokenizer: {error}; expected a tokenizer.json of Hugging "
             "Face's tokenizers"
         ) from None
-    if max_length is not None or tokenizer.truncation is None:
-        tokenizer.enable_truncation(max_length=max_length or DEFAULT_LENGTH)
+    stated = tokenizer.truncation or {}
+    tokenizer.enable_truncation(
+        max_length=spec.max_length or stated.get("max_length", DEFAULT_LENGTH),
+        direction=spec.truncation_side or stated.get("direction", "right"),
+    )
     padding = tokenizer.padding or {}
     kept = {k: padding[k] for k in ("pad_id", "pad_token", "pad_type_id") if k in padding}
     tokenizer.enable_padding(length=None, **(kept or _pad_token(tokenizer)))

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.commands.importing.huggingface import image_flags
+from service.commands.importing.huggingface import Folder, image_flags
 from service.commands.importing.onnx_file import GraphInput
 from service.commands.importing.preprocessing import PREPROCESSING, image_fields
 from service.commands.importing.refusal import ImportRefused
@@ -349,6 +349,18 @@ def test_a_folder_of_an_image_model_brings_its_preprocessing_and_its_names(impor
     assert (spec.mean, spec.std) == ([0.1, 0.2, 0.3], [0.5] * 3)
     status, _, err = import_file(tmp_path)
     assert (status, "is a folder without model.onnx" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("side", "wanted"), [("left", "left"), ("right", "right"), ("middle", None), (None, None)]
+)
+def test_a_folder_says_at_which_side_a_text_is_cut_off(tmp_path, side, wanted):
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    stated = json.dumps({"truncation_side": side, "model_max_length": 512})
+    (tmp_path / "tokenizer_config.json").write_text(stated, encoding="utf-8")
+    folder = Folder(tmp_path, tmp_path / "model.onnx", None)
+    spec = folder.tokenizer([GraphInput("input_ids", "int64", [None, None])])
+    assert (spec.truncation_side, spec.max_length) == (wanted, 512)
 
 
 def test_a_folder_whose_tokenizer_cannot_feed_the_graph_is_refused(import_file, tmp_path):

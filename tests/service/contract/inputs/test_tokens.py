@@ -28,8 +28,8 @@ def written(folder, *, words=WORDS, unknown="[UNK]", begins=True, **padding):
     return folder
 
 
-def opened(folder, *, max_length=None):
-    spec = TokenizerSpec(file="tokenizer.json", max_length=max_length, inputs=INPUTS)
+def opened(folder, **limits):
+    spec = TokenizerSpec(file="tokenizer.json", inputs=INPUTS, **limits)
     return Tokens(folder, spec, DTYPES)
 
 
@@ -56,6 +56,24 @@ def test_the_truncation_of_the_file_is_kept(tmp_path):
     tokenizer.enable_truncation(max_length=2)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert opened(tmp_path)(texts("lynx stone"))["input_ids"].tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("stated", "limits"),
+    [
+        ("left", {}),
+        ("left", {"max_length": 2}),
+        ("right", {"truncation_side": "left"}),
+        ("right", {"truncation_side": "left", "max_length": 2}),
+    ],
+)
+def test_a_text_is_cut_off_at_the_side_that_is_stated(tmp_path, stated, limits):
+    """A stated length cut off the end, whatever the file said."""
+    tokenizer = Tokenizer.from_file(str(written(tmp_path) / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length=2, direction=stated)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = opened(tmp_path, **limits)(texts("lynx lynx stone"))
+    assert found["input_ids"].tolist() == [[1, 4]]
 
 
 def test_the_padding_of_the_file_is_kept(tmp_path):
