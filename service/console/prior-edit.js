@@ -41,6 +41,12 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
   const [drastic, setDrastic] = useState(null);
+  const [unread, setUnread] = useState({}); // why an entry of the form is not in the draft, by field
+  const notUsed = (field, why) => {
+    setUnread((all) => ({ ...all, [field]: why }));
+    setError(null);
+  };
+  const unused = Object.values(unread).flat();
   const change = (members) => {
     setDraft({ ...draft, ...members });
     setError(null);
@@ -53,6 +59,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
   };
   /** Save the draft. A drastic change is saved only if the user has `confirmed` it. */
   const save = async (onto, confirmed = false) => {
+    if (unused.length) return setError(incomplete(unused));
     setBusy(true);
     setError(null);
     setDrastic(null);
@@ -83,14 +90,14 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
         onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
       <${Estimate} path=${path} take=${(candidate) => change({ target: Array.isArray(candidate.target) ? Object.fromEntries(names.map((n, i) => [n, candidate.target[i]])) : candidate.target, expected: candidate.expected, note: candidate.note })} />
     </fieldset>
-    ${mode === "classes" && html`<${Weights} bundle=${bundle} values=${draft.target} others=${draft.others ?? 0} what="Weight" change=${byClass}
+    ${mode === "classes" && html`<${Weights} bundle=${bundle} values=${draft.target} others=${draft.others ?? 0} what="Weight" unread=${notUsed} change=${byClass}
       hint="Counts or shares: only ratios matter. 0 means that the class cannot occur." />`}
-    ${bundle.loss_tau !== 1 && html`<${Frequencies} bundle=${bundle} draft=${draft} change=${change} />`}
+    ${bundle.loss_tau !== 1 && html`<${Frequencies} bundle=${bundle} draft=${draft} change=${change} unread=${notUsed} />`}
     <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> I expect traffic to have this mix: measure drift against the target</label>
     <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
-    ${MORE.map((m) => html`<${Member} key=${m.name} ...${m} value=${draft[m.name]} change=${(value) => change({ [m.name]: value ?? undefined })} />`)}
-    <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
-    <${Preview} path=${path} draft=${draft} bundle=${bundle} />
+    ${MORE.map((m) => html`<${Member} key=${m.name} ...${m} value=${draft[m.name]} unread=${notUsed} change=${(value) => change({ [m.name]: value ?? undefined })} />`)}
+    <${AsJson} draft=${draft} unread=${notUsed} setDraft=${(d) => { setDraft(d); setError(null); }} />
+    <${Preview} path=${path} draft=${draft} bundle=${bundle} unused=${unused} />
     ${error && (error.status === 401 || error.status === 403 ? html`<${NeedsKey} error=${error} again=${() => setError(null)} />`
       : html`<div class="note" role="alert"><b>${error.title ?? "Not saved"}</b><p>${error.message}</p>${error.errors?.length > 0 && html`<ul>${error.errors.map((e) => html`<li><code>${e.field}</code> ${e.message}</li>`)}</ul>`}</div>`)}
     ${drastic && html`<div class="conflict" role="alert"><h3>This is a drastic change</h3>
@@ -100,6 +107,9 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     <p class="line">${!conflict && html`<button class="main" disabled=${busy} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>`}
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
+
+/** The error of a draft without something that stands in the form. */
+const incomplete = (unused) => Object.assign(new Error(`Correct these first; the draft goes without them. ${unused.join(". ")}.`), { title: "Some entries cannot be used" });
 
 /** Why a draft is drastic: {changed, rows, warnings}; null if it is not, or if the service cannot tell. */
 async function drasticness(path, draft) {
@@ -115,7 +125,7 @@ async function drasticness(path, draft) {
 }
 
 /** How often each class occurs in training: the model's own counts, or the user's numbers. */
-function Frequencies({ bundle, draft, change }) {
+function Frequencies({ bundle, draft, change, unread }) {
   const own = draft.label_frequencies !== null;
   const begin = () => Object.fromEntries(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i] ?? 1]));
   return html`<details class="frequencies" open=${own || !bundle.class_counts}><summary>Label frequencies: how often each class occurred in training</summary>
@@ -123,7 +133,7 @@ function Frequencies({ bundle, draft, change }) {
     <fieldset class="chips"><legend class="sr">Label frequencies</legend>
       <label class="chip"><input type="radio" name="frequencies" checked=${!own} onChange=${() => change({ label_frequencies: null })} /><span>${bundle.class_counts ? "the model's own counts" : "unknown"}</span></label>
       <label class="chip"><input type="radio" name="frequencies" checked=${own} onChange=${() => !own && change({ label_frequencies: begin() })} /><span>your own numbers</span></label></fieldset>
-    ${own && html`<${Weights} bundle=${bundle} values=${draft.label_frequencies} others=${draft.others ?? 0} what="Frequency" change=${(label_frequencies) => change({ label_frequencies })}
+    ${own && html`<${Weights} bundle=${bundle} values=${draft.label_frequencies} others=${draft.others ?? 0} what="Frequency" unread=${unread} change=${(label_frequencies) => change({ label_frequencies })}
       hint="Counts of training examples, or shares: only ratios matter. Each must be greater than 0." />`}</details>`;
 }
 
@@ -151,9 +161,10 @@ function Estimate({ path, take }) {
 }
 
 /** An editor for one member of the draft, as JSON. An empty text removes the member. */
-function Member({ name, words, example, value, change }) {
+function Member({ name, words, example, value, change, unread }) {
   const [text, setText] = useState(null);
-  const [problem, setProblem] = useState("");
+  const [problem, setSaid] = useState("");
+  const setProblem = (said) => { setSaid(said); unread(name, said ? [`${words}: ${said}`] : []); };
   const edit = (written) => {
     setText(written);
     try {
@@ -171,9 +182,10 @@ function Member({ name, words, example, value, change }) {
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
 }
 
-function AsJson({ draft, setDraft }) {
+function AsJson({ draft, setDraft, unread }) {
   const [text, setText] = useState(null);
-  const [problem, setProblem] = useState("");
+  const [problem, setSaid] = useState("");
+  const setProblem = (said) => { setSaid(said); unread("json", said ? [`The whole prior as JSON: ${said}`] : []); };
   const edit = (value) => {
     setText(value);
     try {
@@ -191,9 +203,10 @@ function AsJson({ draft, setDraft }) {
 }
 
 /** The draft's effect on recent traffic. */
-function Preview({ path, draft, bundle }) {
+function Preview({ path, draft, bundle, unused }) {
   const [state, setState] = useState({});
   const ask = async () => {
+    if (unused.length) return setState({ error: incomplete(unused) });
     setState({ busy: true });
     try {
       setState({ found: (await sendJson("POST", `${path}/preview`, draft)).body, of: draft });

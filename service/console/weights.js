@@ -1,6 +1,6 @@
 // Edits a number for each class, for targets and label frequencies, by hand or from a CSV.
 
-import { html, useMemo, useState } from "./vendor/preact.js";
+import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { weightsOf } from "./csv.js";
 import { groupOf } from "./formula.js";
 import { fine, useClasses } from "./prior-view.js";
@@ -8,15 +8,29 @@ import { Group, whole } from "./widgets.js";
 
 const PROBLEMS = 5;
 
-/** values: {class: number} or a list in class order; others: the number of classes without a value. what: the name of the numbers. */
-export function Weights({ bundle, values: given, others = 0, what, hint, change }) {
+/** values: {class: number} or a list in class order; others: the number of classes without a value. what: the name of the numbers.
+ * unread: told what was typed but is no number, as a list of texts.
+ */
+export function Weights({ bundle, values: given, others = 0, what, hint, change, unread }) {
   const names = bundle.class_names;
   const values = useMemo(() => Object.fromEntries(names.map((n, i) => [n, (Array.isArray(given) ? given[i] : given[n]) ?? others])), [given, others]);
   const { rows, controls, pager } = useClasses(bundle, { value: (i) => values[names[i]], words: "largest first" });
   const [sum, widest] = useMemo(() => names.reduce(([total, most], n) => [total + values[n], Math.max(most, values[n])], [0, 0]), [values]);
+  const [faulty, setFaulty] = useState({}); // what stands in a field and is not in the draft, by class
+  const tell = (all) => {
+    setFaulty(all);
+    unread(what, Object.entries(all).map(([name, text]) => `${what} of ${name}: expected a number of at least 0${text && `, got ${text}`}; the draft still has ${values[name]}`));
+  };
+  useEffect(() => () => unread(what, []), []);
   const set = (name, text) => {
     const value = Number(text);
-    if (text !== "" && value >= 0 && Number.isFinite(value)) change({ ...values, [name]: value });
+    const taken = text !== "" && value >= 0 && Number.isFinite(value);
+    const { [name]: _, ...rest } = faulty;
+    if (!taken) tell({ ...rest, [name]: text });
+    else {
+      if (name in faulty) tell(rest);
+      change({ ...values, [name]: value });
+    }
   };
   return html`${controls}<table class="before-after edit"><caption class="sr">${what} of each class; only ratios matter</caption>
     <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bar</span></th><th scope="col">${what}</th><th scope="col">Share</th></tr></thead>
@@ -24,11 +38,11 @@ export function Weights({ bundle, values: given, others = 0, what, hint, change 
       const share = sum > 0 ? values[names[i]] / sum : 0;
       return html`<tr key=${i}><th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(bundle.class_counts?.[i])} /></th>
         <td class="bars"><i class="is" style=${{ width: `${widest > 0 ? (100 * values[names[i]]) / widest : 0}%` }}></i></td>
-        <td class="number"><input type="number" min="0" step="any" value=${values[names[i]]} aria-label=${`${what} of ${names[i]}`} onInput=${(e) => set(names[i], e.target.value)} /></td>
-        <td class="number">${share === 0 ? "never" : fine(share)}</td></tr>`;
+        <td class="number"><input type="number" min="0" step="any" value=${faulty[names[i]] ?? values[names[i]]} aria-label=${`${what} of ${names[i]}`} aria-invalid=${names[i] in faulty} onInput=${(e) => set(names[i], e.target.value)} /></td>
+        <td class="number">${names[i] in faulty ? html`<span class="wrong">not used</span>` : share === 0 ? "never" : fine(share)}</td></tr>`;
     })}</tbody></table>${pager}
     <p class="quiet">${hint}</p>
-    <${FromCsv} names=${names} what=${what} before=${values} take=${change} />`;
+    <${FromCsv} names=${names} what=${what} before=${values} take=${(found) => { tell({}); change(found); }} />`;
 }
 
 /** Reads values from a pasted, chosen or dropped CSV. Nothing is filled in if any line has a fault. */

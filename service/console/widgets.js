@@ -45,7 +45,7 @@ export function Failed({ error, again }) {
   if (error instanceof Problem && (error.status === 401 || error.status === 403))
     return html`<${NeedsKey} error=${error} again=${again} />`;
   return html`<div class="state bad" role="alert">
-    <h2>${error instanceof Problem ? error.title : "No answer"}</h2>
+    <h2>${error.title ?? "No answer"}</h2>
     <p>${error.message}</p>
     ${again && html`<button onClick=${again}>Try again</button>`}
   </div>`;

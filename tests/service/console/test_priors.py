@@ -140,6 +140,34 @@ def test_a_wrong_prior_is_named_field_by_field_and_stays_in_the_editor(open_page
     assert "sock" in page.get_by_label("The prior as JSON").input_value()
 
 
+def test_what_stands_in_the_form_and_cannot_be_used_is_named_and_nothing_is_saved_without_it(
+    open_page, served, name
+):
+    path = f"{served.url}/models/fashion/priors/{name}"
+    page = edit(open_page, name)
+    page.get_by_text("class by class").click()
+    weight = page.get_by_label("Weight of bag")
+    for typed in ("-3", ""):
+        weight.fill(typed)
+        assert weight.input_value() == typed
+        assert "not used" in page.locator("tr", has=weight).inner_text()
+        for button in ("Save on top of revision 1", "Preview on recent traffic"):
+            page.get_by_role("button", name=button).click()
+            refused = page.get_by_text("Weight of bag: expected a number of at least 0")
+            assert (f"got {typed}" in refused.last.inner_text()) == bool(typed)
+    weight.fill("4")
+    page.get_by_text("Costs of wrong decisions").click()
+    costs = page.get_by_label("Costs of wrong decisions as JSON")
+    costs.fill('{"miss": ')
+    page.get_by_role("button", name="Save on top of revision 1").click()
+    page.get_by_text("Correct these first").last.wait_for()
+    assert httpx.get(path).json()["revision"] == 1
+    costs.fill("")
+    save(page, "Save on top of revision 1")
+    page.wait_for_selector("text=Saved as revision 2")
+    assert httpx.get(path).json()["as_written"]["target"]["bag"] == 4
+
+
 def test_a_class_is_found_among_thousands(open_page):
     page = open_page("/#/priors?model=wide")
     page.get_by_label("Find a class").fill("class-1234")
