@@ -98,7 +98,13 @@ def read(home: Path, flags: argparse.Namespace) -> Folder:
                 setattr(flags, name, value)
     config = _read(home / "config.json")
     _check_problem(config, home, kind=flags.output_kind)
-    names = names_of_json(numbers_as_names({"id2label": config.get("id2label")}))
+    labels = config.get("id2label")
+    names = names_of_json(numbers_as_names({"id2label": labels}))
+    if names is None and labels is not None and flags.class_names is None:
+        raise ImportRefused(
+            f"{home / 'config.json'}: id2label is {json.dumps(labels)[:60]}; expected an object "
+            "from each index (0, 1, 2 …) to its name; correct it there, or give --class-names"
+        )
     return Folder(home, found[0], names)
 
 

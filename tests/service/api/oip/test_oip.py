@@ -1,5 +1,6 @@
 """The Open Inference Protocol V2 as its clients know it: tritonclient, unmodified, is the judge."""
 
+import base64
 import gzip
 import io
 import json
@@ -342,6 +343,24 @@ def test_a_text_model_takes_bytes(client, binary, shape):
     )
     np.testing.assert_array_equal(answer.as_numpy("logits"), TEXT_LOGITS[[2, 3, 0, 0]])
     assert answer.as_numpy("class_name").ravel().tolist() == [b"x", b"y", b"x", b"x"]
+
+
+def test_texts_that_are_said_to_be_base64_are_decoded(http):
+    """MLServer's clients write BYTES so; their characters were scored as the text."""
+    words = ["b", "ö"]
+
+    def answer(data, **parameters):
+        given = {"name": "words", "datatype": "BYTES", "shape": [2, 1], "data": data}
+        body = {"inputs": [{**given, "parameters": parameters}]}
+        return http.post("/v2/models/text/infer", json=body)
+
+    encoded = [base64.b64encode(word.encode()).decode() for word in words]
+    found = answer(encoded, content_type="base64")
+    assert found.status_code == 200, found.text
+    assert found.json() == answer(words, content_type="str").json()
+    refused = answer(["b", "ö"], content_type="base64")
+    assert refused.status_code == 400
+    assert "element 0 is 'b', which is not base64" in refused.json()["error"]
 
 
 def picture(seed):

@@ -352,6 +352,24 @@ def test_a_folder_of_an_image_model_brings_its_preprocessing_and_its_names(impor
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [["red", "green", "blue"], {"0": "red", "2": "green", "3": "blue"}, "red", {"0": None}],
+)
+def test_names_that_cannot_be_put_in_order_are_shown(import_file, tmp_path, labels):
+    """The file was said to name no classes."""
+    home = tmp_path / "export"
+    home.mkdir()
+    (home / "model.onnx").write_bytes(colour_model().SerializeToString())
+    (home / "config.json").write_text(json.dumps({"id2label": labels}), encoding="utf-8")
+    status, _, err = import_file(home)
+    assert status == 1
+    assert f"id2label is {json.dumps(labels)}; expected an object from each index" in err
+    status, bundle, err = import_file(home, *named(tmp_path, COLOURS))
+    assert status == 0, err
+    assert bundle.class_names == COLOURS
+
+
+@pytest.mark.parametrize(
     ("side", "wanted"), [("left", "left"), ("right", "right"), ("middle", None), (None, None)]
 )
 def test_a_folder_says_at_which_side_a_text_is_cut_off(tmp_path, side, wanted):
