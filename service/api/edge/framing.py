@@ -131,10 +131,10 @@ class FramedProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as upgrade:
-                rest = rest[upgrade.args[0] :]
                 if self._ended:
                     return
-                self._read_without_upgrade()
+                after = rest[upgrade.args[0] :]
+                rest = memoryview(b"".join((self._head_without_upgrade(), after)))
                 continue
             except httptools.HttpParserCallbackError:
                 raise  # a fault of this service: the loop logs it and closes the connection
@@ -519,8 +519,8 @@ class FramedProtocol(HttpToolsProtocol):
         self.url = url
         return None
 
-    def _read_without_upgrade(self) -> None:
-        """Read a head again without its request for an upgrade (RFC 9110 section 7.8).
+    def _head_without_upgrade(self) -> bytes:
+        """A head without its request for an upgrade (RFC 9110 section 7.8), for a new parser.
 
         Otherwise llhttp would treat the body as bytes of the other protocol.
         """
@@ -532,7 +532,7 @@ class FramedProtocol(HttpToolsProtocol):
             lines.append(b"%b: %b" % (name, value))
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        return b"\r\n".join([*lines, b"", b""])
 
     def _leave_unfinished(self) -> bool:
         """Remove the request with an incomplete body from the pipeline.

@@ -20,6 +20,7 @@ from tests.support.small_models import inputs, publish_model
 
 BODY = json.dumps({"instances": inputs(1).tolist()}).encode()
 LINE = b"POST /predict HTTP/1.1\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 COMMON = b"host: x\r\ncontent-type: application/json\r\n"
 LENGTH = b"content-length: %d\r\n" % len(BODY)
 WHOLE = LINE + COMMON + LENGTH + b"\r\n" + BODY
@@ -150,12 +151,19 @@ def test_trailers_are_dropped(server):
         (b"GET /\r\n", "HTTP/0.9"),
     ],
 )
-def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, head, message):
-    for parts in ([head + b"\r\n" + BODY + WHOLE], [head, b"\r\n" + BODY, WHOLE]):
-        ((status, headers, body),) = answered(server, *parts)
+@pytest.mark.parametrize("more", [b"", b"upgrade: h2c\r\nconnection: Upgrade\r\n"])
+@pytest.mark.parametrize("before", [b"", LIVE], ids=["alone", "pipelined"])
+def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(
+    server, head, message, more, before
+):
+    head += more
+    for parts in ([before + head + b"\r\n" + BODY + WHOLE], [before + head, b"\r\n" + BODY, WHOLE]):
+        *earlier, (status, headers, body) = answered(server, *parts)
+        assert [each[0] for each in earlier] == ([200] if before else [])
         assert (status, headers["connection"]) == (400, "close")
         assert headers["content-type"] == "application/problem+json"
         assert message in json.loads(body)["detail"]
+    assert "Fatal error" not in server.log
 
 
 @pytest.mark.parametrize(
