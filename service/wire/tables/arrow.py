@@ -1,4 +1,4 @@
-"""Arrow IPC streams, and columns of Arrow → columns by name, with the library pyarrow.
+"""Arrow IPC streams and files, and columns of Arrow → columns by name, with the library pyarrow.
 
 pyarrow allocates as much memory as a stream declares. So this module first reads the sizes in each
 message, and measures compactly encoded columns before pyarrow expands them.
@@ -9,7 +9,7 @@ import importlib.util
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ MAX_MESSAGES = 1_000
 """The most messages of one stream: schema, dictionaries and batches."""
 MAX_METADATA_BYTES = 2**20
 """The most bytes of metadata that describe one message, or a whole Parquet file."""
-_FILE_MAGIC, _FILE_HEAD_BYTES = b"ARROW1", 8
+_FILE_MAGIC = b"ARROW1"
+_FILE_END_BYTES = 4 + len(_FILE_MAGIC)
+"""The end of a file: the size of its footer, and the magic again."""
 _MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
 _TEXTS_AT_ONCE = 64
 """Texts of up to 80 KiB that are made while the interpreter is held."""
@@ -34,6 +36,10 @@ _SHARED_LIBRARIES = ("libarrow", "libarrow_compute", "libparquet", "libarrow_ace
 """Those of pyarrow that take longest to open, each after what it needs."""
 _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
 """Fields of a RecordBatch in Arrow's Message.fbs."""
+_DICTIONARIES, _BATCHES = 2, 3
+"""Fields of the Footer in Arrow's File.fbs: lists of blocks."""
+_BLOCK = struct.Struct("<qi4xq")
+"""A block: where a message begins, and the bytes of its metadata and of its body."""
 
 
 def library() -> Any:
@@ -67,28 +73,27 @@ def _open_shared_libraries() -> None:
 def read_arrow(
     body: bytes | bytearray, expected: Sequence[str] | None, *, max_rows: int, max_bytes: int
 ) -> dict[str, Column]:
-    """The columns of a stream, or of a file, which is a stream with a table of contents.
+    """The columns of a stream, or of a file, whose footer says where its messages are.
 
     max_rows, max_bytes: how many rows one request may have, and how many bytes when decompressed.
     Raises Malformed, InvalidInput, TooLarge or UnsupportedBody.
     """
     pa = library()
     held = pa.py_buffer(body)
-    if body.startswith(_FILE_MAGIC):
-        held = held.slice(_FILE_HEAD_BYTES)
+    kind = "file" if body.startswith(_FILE_MAGIC) else "stream"
     try:
-        _check_messages(pa, held, max_rows=max_rows, max_bytes=max_bytes)
-        with pa.ipc.open_stream(held) as stream:
-            names = without_index(stream.schema.names, expected)
+        opened = _opened_file if kind == "file" else _opened_stream
+        with opened(pa, held, max_rows=max_rows, max_bytes=max_bytes) as reader:
+            names = without_index(reader.schema.names, expected)
             check_names(names, expected)
-            table = stream.read_all().select(names)
+            table = reader.read_all().select(names)
         table.validate(full=True)
     except (InvalidInput, Malformed, TooLarge):
         raise
     except (pa.ArrowException, ValueError, OSError, struct.error, EOFError) as error:
         raise Malformed(
-            f"the body is not an Arrow stream: {str(error)[:200]}; send what "
-            "pyarrow.ipc.new_stream writes"
+            f"the body is not an Arrow {kind}: {str(error)[:200]}; send what "
+            f"pyarrow.ipc.new_{kind} writes"
         ) from None
     return columns_of(table, max_rows=max_rows)
 
@@ -111,14 +116,8 @@ def columns_of(table: Any, *, max_rows: int) -> dict[str, Column]:
 
 
 def _column(pa: Any, column: Any) -> Column:
-    kind, types = column.type, pa.types
-    if types.is_dictionary(kind):
-        for chunk in column.chunks:
-            _check_texts(pa, chunk.dictionary)
-        kind = kind.value_type
-        if not (_is_text(pa, kind) or _is_number(pa, kind)):
-            raise InvalidInput(f"holds {column.type}; expected numbers or texts")
-        column = column.cast(kind)
+    column, types = _without_dictionary(pa, column), pa.types
+    kind = column.type
     if _is_text(pa, kind):
         for chunk in column.chunks:
             _check_texts(pa, chunk)
@@ -137,6 +136,23 @@ def _column(pa: Any, column: Any) -> Column:
     if not _is_number(pa, kind):
         raise InvalidInput(f"holds {kind}; expected numbers or texts")
     return _numbers(pa, column)
+
+
+def _without_dictionary(pa: Any, column: Any) -> Any:
+    """A column with its values in place of their numbers in a dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    kind = column.type.value_type
+    if not (_is_text(pa, kind) or _is_number(pa, kind)):
+        raise InvalidInput(f"holds {column.type}; expected numbers or texts")
+    for chunk in column.chunks:
+        _check_texts(pa, chunk.dictionary)
+    if pa.types.is_string_view(kind):  # as polars writes categories, and pyarrow cannot cast
+        kind = pa.large_string()
+        held = [pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind))
+                for chunk in column.chunks]  # fmt: skip
+        column = pa.chunked_array(held, pa.dictionary(column.type.index_type, kind))
+    return column.cast(kind)
 
 
 def _numbers(pa: Any, column: Any) -> NDArray[Any]:
@@ -185,15 +201,67 @@ def _check_texts(pa: Any, chunk: Any) -> None:
         )
 
 
-def _check_messages(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> None:
-    """Add up what a stream declares. Raises TooLarge, Malformed or pyarrow's errors."""
-    rows = size = 0
+def _opened_stream(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Any:
+    """A reader of a stream whose messages were checked."""
+    _check_messages(_of_stream(pa, held), max_rows=max_rows, max_bytes=max_bytes)
+    return pa.ipc.open_stream(held)
+
+
+def _of_stream(pa: Any, held: Any) -> Iterator[Any]:
+    """The messages of a stream, in order."""
     reader = pa.ipc.MessageReader.open_stream(held)
-    for number in range(MAX_MESSAGES + 1):
+    while True:
         try:
             message = reader.read_next_message()
         except StopIteration:
             return
+        yield message
+
+
+def _opened_file(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Any:
+    """A reader of a file whose messages were checked.
+
+    What stands between them is not read: polars begins a file with a schema in a form of its own.
+    """
+    end = len(held) - _FILE_END_BYTES
+    size = int.from_bytes(bytes(held.slice(max(end, 0), 4)), "little")
+    if size > end:
+        raise Malformed(
+            f"the body is not a whole Arrow file: its footer would have {size} bytes; send the "
+            "whole file"
+        )
+    if size > MAX_METADATA_BYTES:
+        raise TooLarge(
+            f"the Arrow file's footer has {size} bytes; at most {MAX_METADATA_BYTES} are accepted"
+        )
+    reader = pa.ipc.open_file(held)  # which verifies the footer
+    messages = _of_file(pa, held, bytes(held.slice(end - size, size)))
+    _check_messages(messages, max_rows=max_rows, max_bytes=max_bytes)
+    return reader
+
+
+def _of_file(pa: Any, held: Any, footer: bytes) -> Iterator[Any]:
+    """The messages that a verified footer lists."""
+    root = _child(footer, 0, None)
+    for field in (_DICTIONARIES, _BATCHES):
+        if not _slot(footer, root, field):
+            continue
+        blocks = _child(footer, root, field)
+        (count,) = struct.unpack_from("<I", footer, blocks)
+        for at in range(count):
+            offset, described, stored = _BLOCK.unpack_from(footer, blocks + 4 + at * _BLOCK.size)
+            if min(offset, described, stored) < 0 or offset + described + stored > len(held):
+                raise Malformed(
+                    "the body is not a whole Arrow file: a message lies outside it; send the "
+                    "whole file"
+                )
+            yield pa.ipc.read_message(held.slice(offset, described + stored))
+
+
+def _check_messages(messages: Iterator[Any], *, max_rows: int, max_bytes: int) -> None:
+    """Add up what messages declare. Raises TooLarge, Malformed or pyarrow's errors."""
+    rows = size = 0
+    for number, message in enumerate(messages):
         if number == MAX_MESSAGES:
             raise TooLarge(
                 f"the stream has more than {MAX_MESSAGES} messages; write it in fewer batches of "

@@ -35,6 +35,7 @@ _ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED",
               5: "DELTA_BINARY_PACKED", 6: "DELTA_LENGTH_BYTE_ARRAY", 8: "RLE_DICTIONARY",
               9: "BYTE_STREAM_SPLIT"}  # fmt: skip
 """All encodings except DELTA_BYTE_ARRAY, in which one byte may expand to a long text."""
+_DELTA_LENGTH = 6
 _MAX_FIXED_BYTES = 16
 """The most bytes of a fixed-length value: a decimal number, or a float of 16 bits."""
 _FOOTER_LEVELS = 16
@@ -72,11 +73,12 @@ def read_parquet(
         names = without_index(file.schema_arrow.names, expected)
         check(names, expected)
         lengths = _check_columns(file.metadata)
-        _check_pages(body, groups, lengths, max_rows=max_rows, max_bytes=max_bytes)
+        plain = _check_pages(body, groups, lengths, max_rows=max_rows, max_bytes=max_bytes)
+        columns = (file.metadata.schema.column(at) for at in range(file.metadata.num_columns))
         texts = [
-            file.metadata.schema.column(at).path
-            for at in range(file.metadata.num_columns)
-            if file.metadata.schema.column(at).physical_type == "BYTE_ARRAY"
+            column.path
+            for at, column in enumerate(columns)
+            if column.physical_type == "BYTE_ARRAY" and at not in plain
         ]
         file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, **options)
         table = file.read(columns=names, use_threads=False)
@@ -146,10 +148,12 @@ def _check_pages(
     *,
     max_rows: int,
     max_bytes: int,
-) -> None:
+) -> set[int]:
     """Add up the sizes that all pages declare, and refuse a file that declares too much.
 
-    lengths: for each column, what `_check_columns` returns.
+    lengths: for each column, what `_check_columns` returns. Returns the columns whose texts are
+    DELTA_LENGTH_BYTE_ARRAY: pyarrow cannot read them as a dictionary, and they need none, since
+    each text takes its bytes.
     """
     rows = sum(max(0, _number(group, _GROUP_ROWS, "a row group")) for group in groups)
     if rows > max_rows:
@@ -159,11 +163,17 @@ def _check_pages(
         chunks = _list(group, _CHUNKS)
         if len(chunks) != len(lengths):
             raise Malformed(f"a row group {_CONTRADICTS}; {_WRITE_AGAIN}")
-        for chunk, length in zip(chunks, lengths, strict=True):
+        for at, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
             described = chunk.get(_CHUNK_METADATA) if isinstance(chunk, dict) else None
             if not isinstance(described, dict):
                 raise Malformed(f"a column {_CONTRADICTS}; {_WRITE_AGAIN}")
-            pages.add(described, group[_GROUP_ROWS], length)
+            pages.add(at, described, group[_GROUP_ROWS], length)
+    if both := pages.by_length & pages.by_number:
+        raise InvalidInput(
+            f"column {min(both) + 1} of the Parquet file has a dictionary in one page and the "
+            "encoding DELTA_LENGTH_BYTE_ARRAY in another; write it without one of them"
+        )
+    return pages.by_length
 
 
 def _list(struct: dict[int, Any], field: int) -> list[Any]:
@@ -184,11 +194,14 @@ class _Pages:
     def __init__(self, body: bytes | bytearray, max_bytes: int) -> None:
         self._body, self._max_bytes = body, max_bytes
         self._bytes = self._count = 0
+        self.by_length: set[int] = set()
+        self.by_number: set[int] = set()
+        """The columns with a page of DELTA_LENGTH_BYTE_ARRAY, and with one of a dictionary."""
 
-    def add(self, chunk: dict[int, Any], rows: int, length: int | None) -> None:
+    def add(self, column: int, chunk: dict[int, Any], rows: int, length: int | None) -> None:
         """Add the pages of one column chunk, given its ColumnMetaData.
 
-        length: the bytes of each value; None if they may differ.
+        column: its number, from 0. length: the bytes of each value; None if they may differ.
         """
         path = b".".join(part for part in _list(chunk, _PATH) if isinstance(part, bytes))
         name = short(path.decode(errors="replace"))
@@ -209,6 +222,10 @@ class _Pages:
             header, at = _Thrift(self._body, at).struct()
             seen += self._page(name, header, rows, length)
             at += header[_STORED]
+            if header[_KIND] == _DICTIONARY:
+                self.by_number.add(column)
+            elif _encoding(header) == _DELTA_LENGTH:
+                self.by_length.add(column)
 
     def _page(self, name: str, header: dict[int, Any], rows: int, length: int | None) -> int:
         """Add one page; returns its values, 0 for a dictionary."""
@@ -216,7 +233,7 @@ class _Pages:
         details = header.get(_DETAILS[kind]) if kind in _DETAILS else None
         if not (isinstance(size, int) and isinstance(stored, int) and isinstance(details, dict)):
             raise Malformed(f"column {name}: a page's header lacks a member; {_WRITE_AGAIN}")
-        values, encoding = details.get(1), details.get(4 if kind == _DATA_V2 else 2)
+        values, encoding = details.get(1), _encoding(header)
         most = _most_entries(size, length) if kind == _DICTIONARY else rows
         if size < 0 or stored < 0 or not isinstance(values, int) or not 0 <= values <= most:
             raise Malformed(f"column {name}: a page's header has impossible sizes; {_WRITE_AGAIN}")
@@ -233,6 +250,12 @@ class _Pages:
                 f"more than {MAX_PAGES} pages: send fewer rows"
             )
         return 0 if kind == _DICTIONARY else values
+
+
+def _encoding(header: dict[int, Any]) -> Any:
+    """The encoding of a page whose header was checked."""
+    kind = header[_KIND]
+    return header[_DETAILS[kind]].get(4 if kind == _DATA_V2 else 2)
 
 
 def _most_entries(size: int, length: int | None) -> int:

@@ -119,6 +119,12 @@ def with_decimals(kind):
     return TABLE.set_column(1, "fare", pa.array(fares, kind))
 
 
+SEXES = pa.array(sorted(set(COLUMNS["sex"])), pa.string_view())
+NUMBERED = pa.array([SEXES.to_pylist().index(sex) for sex in COLUMNS["sex"]], pa.uint8())
+CATEGORIES = TABLE.set_column(0, "sex", pa.DictionaryArray.from_arrays(NUMBERED, SEXES))
+"""As polars writes categories."""
+OWN_HEAD = b"ARROW1\0\0" + bytes(8)
+"""polars writes the schema without a size before it; the footer has it again."""
 VIEWS = TABLE.set_column(0, "sex", TABLE["sex"].cast(pa.string_view()))
 BODIES = {
     "csv": (CSV, as_csv(COLUMNS)),
@@ -141,6 +147,16 @@ BODIES = {
     "arrow stream of half precision": (ARROW, as_arrow(HALVES)),
     "parquet with values of two bytes": (PARQUET, as_parquet(HALVES)),
     "parquet with values of three bytes": (PARQUET, as_parquet(with_decimals(pa.decimal128(5, 2)))),
+    "parquet with the lengths of texts first": (
+        PARQUET,
+        as_parquet(TABLE, use_dictionary=False, column_encoding={"sex": "DELTA_LENGTH_BYTE_ARRAY"}),
+    ),
+    "arrow stream with a dictionary of views": (ARROW, as_arrow(CATEGORIES)),
+    "arrow file with a dictionary of views": (ARROW_FILE, as_arrow(CATEGORIES, pa.ipc.new_file)),
+    "arrow file that begins in a form of its own": (
+        ARROW_FILE,
+        OWN_HEAD + as_arrow(TABLE, pa.ipc.new_file)[len(OWN_HEAD) :],
+    ),
     "parquet without dictionaries": (PARQUET, as_parquet(TABLE, use_dictionary=False)),
 }
 

@@ -41,9 +41,9 @@ def parquet(table, **options):
     return file.getvalue()
 
 
-def arrow(table):
+def arrow(table, make=pa.ipc.new_stream):
     file = io.BytesIO()
-    with pa.ipc.new_stream(file, table.schema) as stream:
+    with make(file, table.schema) as stream:
         stream.write_table(table)
     return file.getvalue()
 
@@ -63,9 +63,10 @@ def test_altered_metadata_of_a_parquet_file_is_refused_or_read(options):
     assert refused("parquet", body, len(body) - metadata) > metadata
 
 
-def test_an_altered_arrow_stream_is_refused_or_read():
+@pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_an_altered_arrow_body_is_refused_or_read(make):
     words = pa.table({"word": pa.array(["a", "b"] * 3).dictionary_encode(), "x": np.zeros(6)})
-    body = arrow(words)
+    body = arrow(words, make)
     assert refused("arrow", body, 0) > len(body)
 
 
