@@ -77,7 +77,7 @@ export function Row({ fields, byName, start, add }) {
   };
   return html`<form class="row-form" aria-label="Your row" onSubmit=${score}>
     <div class="fields">${fields.map((field) => html`<label>${field.name}
-      <input type="text" inputmode=${field.text ? "text" : "decimal"} value=${cells[field.name] ?? ""} placeholder=${field.missing ? "missing" : field.text ? "" : "0"} onInput=${(e) => setCells({ ...cells, [field.name]: e.target.value })} /></label>`)}</div>
+      <input type="text" inputmode=${field.text ? "text" : "decimal"} value=${cells[field.name] ?? ""} placeholder=${field.missing ? "missing" : field.text ? "" : "number"} onInput=${(e) => setCells({ ...cells, [field.name]: e.target.value })} /></label>`)}</div>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     <button>Score the row</button>
   </form>`;

@@ -206,6 +206,41 @@ def test_on_a_phone_long_names_and_notes_break_between_words(open_page, tmp_path
             if page_of == "traffic":
                 note = page.get_by_label("Changes of priors").get_by_text(LONG)
                 assert note.bounding_box()["width"] > 240
+            page.close()  # it asks the service every 2 s
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_names_without_a_space_do_not_widen_a_page(open_page, tmp_path, width):
+    from tests.support.server import running
+    from tests.support.small_models import inputs, publish_model
+
+    publish_model(tmp_path, "vast", class_names=[f"{n}-{'x' * 150}" for n in range(5)])
+    with running(tmp_path, shift_seconds=1) as server:
+        path = f"{server.url}/models/vast"
+        row = {"instances": inputs(200).tolist()}
+        httpx.post(f"{path}/predict", json=row).raise_for_status()
+        prior = {"target": [1, 2, 3, 4, 5], "note": "y" * 200}
+        httpx.put(f"{path}/priors/{'p' * 64}", json=prior).raise_for_status()
+        httpx.put(f"{path}/priors/default", json=prior).raise_for_status()
+        for page_of, sign in (
+            ("try", ".row-form"),
+            ("priors", ".before-after"),
+            ("priors?name=default&tab=edit", ".before-after"),
+            ("priors?name=default&tab=history", ".history"),
+            ("traffic", ".before-after"),
+            ("shift", ".before-after"),
+            ("model", ".before-after"),
+        ):
+            page = open_page(f"/#/{page_of}", base=server.url, width=width)
+            page.wait_for_selector(sign)
+            if page_of == "try":
+                for field in page.locator(".row-form input").all():
+                    field.fill("1")
+                page.get_by_role("button", name="Score the row").click()
+                page.wait_for_selector(".chart canvas")
+                page.get_by_text("by hand").click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, page_of
+            page.close()  # it asks the service every 2 s
 
 
 def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):
