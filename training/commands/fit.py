@@ -216,6 +216,13 @@ def _add_running_flags(running: Any) -> None:
 def _fit(options: argparse.Namespace) -> dict[str, Any]:
     if not options.quiet:
         say("loading torch")
+    from training.loop.interrupt import stopped_by_sigterm
+
+    with stopped_by_sigterm():  # outside the steps, where it ends the run after a checkpoint
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from training.loop.processes import Processes

@@ -81,7 +81,8 @@ class Known:
 
     class_names: the classes, in output order. columns: the columns of a table, in input order; None
     if the model does not state them. sha256: the digest of its training data, if stated. inputs:
-    the inputs of a model with several. missing: whether a model with one input accepts NaN.
+    the inputs of a model with several. missing: whether a model with one input accepts NaN. text:
+    whether a row is one text.
     """
 
     class_names: tuple[str, ...]
@@ -89,6 +90,7 @@ class Known:
     sha256: str | None = None
     inputs: tuple[InputSpec, ...] = ()
     missing: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Starting from trained weights, and training only some of the layers."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,35 @@ def read(path: Path) -> Weights:
         raise WrongUse(
             f"--init {file}: holds no tensors by name; expected a state dict saved by torch.save"
         )
+    odd = next((n for n, v in state.items() if v.layout != torch.strided or v.is_quantized), None)
+    if odd is not None:
+        raise WrongUse(
+            f"--init {file}: {odd} is sparse or quantised; save dense tensors of real numbers"
+        )
     return Weights(state, tuple(names) if isinstance(names, list) else None)
 
 
 def start_from(
-    network: nn.Module, weights: Weights, last: str, class_names: Sequence[str]
+    network: nn.Module,
+    weights: Weights,
+    last: str,
+    class_names: Sequence[str],
+    *,
+    fitted: Collection[str] = (),
 ) -> list[str]:
     """Copy the weights into the network, and return a sentence on what keeps its random values.
 
     last: the name of the last linear layer. Where both class lists are known, its rows are copied
     class by class, so new classes may be added. Otherwise a last layer of another size keeps its
-    random values. Raises WrongUse when any other tensor is missing or has another shape.
+    random values. fitted: the names of tensors that were fitted to the training rows, such as their
+    means; where the file has none of them, they stay. Raises WrongUse when any other tensor is
+    missing or has another shape.
     """
     own = network.state_dict()
     found = _named_alike(weights.state, own)
     head = {name for name in own if name.startswith(f"{last}.")}
-    missing = [name for name in own if name not in found and name not in head]
+    kept = set(fitted) if found.keys().isdisjoint(fitted) else set()
+    missing = [name for name in own if name not in found and name not in head | kept]
     if missing:
         raise WrongUse(
             f"--init: has no {_listed(missing)} ({len(missing)} of {len(own)} tensors are "
@@ -102,6 +115,8 @@ def start_from(
         )
     new = {name: found[name] for name in own if name in found and name not in head}
     said = []
+    if kept:
+        said.append("--init: has no means of its inputs, so they are standardised by these data")
     rows = _rows(weights.class_names, class_names)
     if all(name in found and found[name].shape == own[name].shape for name in head) and (
         weights.class_names is None or tuple(weights.class_names) == tuple(class_names)
@@ -158,6 +173,11 @@ def freeze(network: nn.Module, prefixes: Sequence[str], last: str) -> None:
             named = [p for name, p in parameters.items() if not name.startswith(f"{last}.")]
         else:
             named = [parameters[name] for name, part in parts.items() if _belongs(part, prefix)]
+        if not named and prefix == ALL_BUT_LAST:
+            raise WrongUse(
+                f"--freeze {prefix}, which --features-once does too: the network has no layer with "
+                "parameters before its last linear layer; leave the flag out"
+            )
         if not named:
             raise WrongUse(f"--freeze {prefix}: {_no_layer(network, prefix)}")
         for parameter in named:

@@ -1,5 +1,6 @@
 """Turns a recipe into data, a loss, a sampler, a plan and a network, all checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -209,11 +210,12 @@ def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
         head=ready.objective.head,
     )
     network = network if front is None else nn.Sequential(front, network)
-    _started(recipe, data, network)
+    fitted = [] if front is None else [f"0.{name}" for name in front.state_dict()]
+    _started(recipe, data, network, fitted)
     return network
 
 
-def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
+def _started(recipe: Recipe, data: Dataset, network: nn.Module, fitted: Sequence[str]) -> None:
     """Copy the weights of --init into a new network, and freeze what --freeze names."""
     frozen = (*recipe.freeze, *([ALL_BUT_LAST] if recipe.features_once else []))
     if recipe.init is None and not frozen:
@@ -225,7 +227,8 @@ def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
                 f"--init {recipe.init}: a network for texts learns a vocabulary from its own "
                 "data, which does not match that of other weights; leave out --init"
             )
-        for sentence in start_from(network, read(Path(recipe.init)), last, data.class_names):
+        weights = read(Path(recipe.init))
+        for sentence in start_from(network, weights, last, data.class_names, fitted=fitted):
             say(sentence)
     if frozen:
         freeze(network, frozen, last)

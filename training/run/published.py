@@ -117,6 +117,7 @@ class Published:
             data.get("sha256"),
             spec.columns,
             spec.missing,
+            spec.kind == "text",
         )
 
     def rows(self, spec: str, *, split: str | None, quiet: bool = False) -> tuple[Dataset, Split]:

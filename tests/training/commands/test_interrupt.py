@@ -16,6 +16,18 @@ IN_CODE_OF_A_STRING = """
 import os, signal
 exec("os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(10 ** 6): pass")
 """
+WHILE_THE_FOLDERS_ARE_TRIED = """
+import os, signal, torch
+
+class Net(torch.nn.Linear):
+    def forward(self, rows):
+        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(rows.flatten(1))
+
+def net(classes):
+    return Net(64, classes)
+"""
 AT_THE_END = """
 import atexit, os, signal
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
@@ -58,6 +70,15 @@ def test_an_interrupt_within_code_made_from_a_string_gives_status_1(tmp_path):
     assert code == 1
     assert said.startswith("training: stopped; the same command starts again, or with --resume")
     assert said.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_sigterm_before_the_first_step_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "own.py").write_text(WHILE_THE_FOLDERS_ARE_TRIED)
+    fit = ("fit", "--data", "digits", "--network", "own:net", "--quiet")
+    code, _, said = ended(tmp_path, "-m", "training", *fit)
+    assert code == 1, said
+    assert said.startswith("training: stopped; the same command starts again")
     assert not (tmp_path / "models").exists()
 
 

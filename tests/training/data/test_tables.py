@@ -115,6 +115,14 @@ def test_the_line_of_a_fault_counts_line_breaks_within_cells(tmp_path):
         load(write(tmp_path / "own.csv", made))
 
 
+def test_the_column_of_texts_must_be_named_for_a_model_of_texts(tmp_path):
+    path = write(tmp_path / "own.csv", {"said": ["a b"] * 30, "kind": columns()["kind"]})
+    model = Known(class_names=KINDS, text=True)
+    with pytest.raises(WrongUse, match=r"takes one text a row; .*&text=COLUMN, such as said"):
+        load(path, known=model)
+    assert load(path, "label=kind&text=said", known=model).kind == "text"
+
+
 def test_the_index_that_pandas_writes_is_left_out_and_said_so(tmp_path):
     index = write(tmp_path / "own.csv", {"": range(30)} | columns())
     found = load(index)

@@ -57,6 +57,23 @@ def test_a_last_layer_of_another_size_starts_afresh_and_other_layers_may_not_dif
         start_from(nn.Sequential(network(), nn.Linear(3, 3)), weights, "1", "abc")
 
 
+def test_what_was_fitted_to_the_rows_may_be_missing_in_the_weights_of_others(tmp_path):
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([7.0, 8.0]))
+
+    trained, own = network(), nn.Sequential(Means(), network())
+    torch.save(trained.state_dict(), tmp_path / "own.pt")
+    weights = read(tmp_path / "own.pt")
+    (said,) = start_from(own, weights, "1.3", ("a", "b", "c"), fitted=["0.mean"])
+    assert "standardised by these data" in said
+    assert same(trained.state_dict().values(), own[1].state_dict().values())
+    assert own[0].mean.tolist() == [7, 8]
+    with pytest.raises(WrongUse, match=r"has no 0\.mean"):
+        start_from(own, weights, "1.3", ("a", "b", "c"))
+
+
 def test_what_is_no_state_dict_is_refused_and_nothing_in_it_is_run(tmp_path):
     class Harmful:
         def __reduce__(self):
@@ -64,9 +81,12 @@ def test_what_is_no_state_dict_is_refused_and_nothing_in_it_is_run(tmp_path):
 
     torch.save(Harmful(), tmp_path / "harmful.pt")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"0.weight": torch.eye(2).to_sparse()}, tmp_path / "sparse.pt")
     (tmp_path / "text.pt").write_text("hello")
-    for name in ("harmful.pt", "list.pt", "text.pt", "not-there.pt"):
-        with pytest.raises(WrongUse, match=r"(cannot be read|holds no tensors|there is no file)"):
+    for name in ("harmful.pt", "list.pt", "text.pt", "not-there.pt", "sparse.pt"):
+        with pytest.raises(
+            WrongUse, match=r"(cannot be read|holds no tensors|there is no file|is sparse)"
+        ):
             read(tmp_path / name)
 
 
@@ -93,6 +113,8 @@ def test_all_but_the_last_layer_can_be_frozen_and_not_everything():
         freeze(net, ["3"], "3")
     with pytest.raises(WrongUse, match="no parameter is named conv1; the layers are 0, 1, 3"):
         freeze(network(), ["conv1"], "3")
+    with pytest.raises(WrongUse, match="no layer with parameters before its last linear layer"):
+        freeze(nn.Sequential(nn.Flatten(), nn.Linear(2, 3)), ["all-but-last"], "1")
 
 
 def test_the_longest_prefix_sets_the_rate_of_a_part():

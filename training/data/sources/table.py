@@ -75,6 +75,11 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
     """
     wanted = _parsed(spec, place, label_needed=known is None)
     wanted = _existing(wanted, label_needed=known is None)
+    if known is not None and known.text and wanted.text is None:
+        raise WrongUse(
+            f"{spec}: the model takes one text a row; name its column with &text=COLUMN, such as "
+            f"{_first(_free(column_names(wanted.path, encoding=wanted.encoding), wanted))}"
+        )
     several = known.inputs if known is not None else ()
     forced = frozenset(wanted.category)
     strings = [each.name for each in several if each.dtype == "string"]
@@ -188,7 +193,7 @@ def _features(
     """Return the input columns: the known model's, or all that have no other use."""
     if wanted.text:
         return [wanted.text]
-    free = [n for n in table.names if n not in wanted.special and n not in wanted.without]
+    free = _free(table.names, wanted)
     if known is not None and known.columns is not None:
         missing = [name for name in known.columns if name not in table.names]
         extra = [name for name in free if name not in known.columns]
@@ -208,6 +213,11 @@ def _features(
         for name in index
     )
     return _named(table, [name for name in free if name not in index], notes)
+
+
+def _free(names: Sequence[str], wanted: _Wanted) -> list[str]:
+    """Return the columns that have no other use than as inputs."""
+    return [name for name in names if name not in wanted.special and name not in wanted.without]
 
 
 def _named(table: TableFile, columns: list[str], notes: list[str]) -> list[str]:
