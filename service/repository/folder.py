@@ -68,9 +68,9 @@ class ModelFolder:
             there, unreadable = self.names(), self.unreadable()
             if name in unreadable:
                 raise UnknownModel(unreadable[name])
+            known = f"expected one of {', '.join(there)}" if there else "it holds no model"
             raise UnknownModel(
-                f"no model '{name[:80]}' in the repository; there is "
-                f"{', '.join(there) or 'none'}{did_you_mean(name[:80], there)}"
+                f"no model '{name[:80]}' in the repository; {known}{did_you_mean(name[:80], there)}"
             )
 
     def loaded_bytes(self, name: str, versions: Iterable[int]) -> int:

@@ -113,8 +113,7 @@ class Repository:
                 raise ModelRests(name, partial(self._wake, name))
             known = sorted(self.known())
             raise UnknownModel(
-                f"no model '{name[:80]}'; there is {', '.join(known) or 'none'}"
-                f"{did_you_mean(name[:80], known)}"
+                f"no model '{name[:80]}'; {_one_of(known)}{did_you_mean(name[:80], known)}"
             )
         if self._on_demand is not None:
             self._on_demand.used(name)
@@ -124,7 +123,7 @@ class Repository:
         if version not in by_version:
             there = ", ".join(map(str, sorted(by_version)))
             raise UnknownModel(
-                f"model '{name}' has no version {version} loaded; there is {there}: name one of "
+                f"model '{name}' has no version {version} loaded; it has {there}: name one of "
                 "them, or none for the default"
             )
         return by_version[version]
@@ -135,9 +134,9 @@ class Repository:
             return wanted
         known = self.known()
         if len(known) != 1:
-            names = ", ".join(sorted(known)) or "none"
             raise UnknownModel(
-                f"no default model is set (--default-model); there is {names}: use /models/NAME/…"
+                "no default model is set (--default-model); use /models/NAME/… with the name of a "
+                f"model: {_one_of(known)}"
             )
         return next(iter(known))
 
@@ -316,9 +315,8 @@ class Repository:
         """
         is_due = self.wish(name).loaded and self._folder.holds(name)
         if name not in self.known() and name not in self._stops and not is_due:
-            loaded = ", ".join(sorted(self.known()))
             raise UnknownModel(
-                f"no model '{name[:80]}' is loaded; there is {loaded or 'none'}"
+                f"no model '{name[:80]}' is loaded; {_one_of(self.known())}"
                 f"{did_you_mean(name[:80], self.known())}"
             )
         await self._book.give(name, wishes.unload, by=by)
@@ -340,7 +338,7 @@ class Repository:
         self._folder.check(name)
         there = self._folder.versions(name)
         if version not in there or version == there[0]:
-            older = f"there is {', '.join(map(str, there))}"
+            older = f"the folder has {', '.join(map(str, there)) or 'none'}"
             raise NoRollout(
                 f"version {version} of model '{name}' cannot be on trial: it must be in the folder "
                 f"together with an older version; {older}"
@@ -546,3 +544,8 @@ def _still_serving(versions: Mapping[int, ServedModel]) -> str:
     if len(versions) == 1:
         return f"version {numbers} keeps serving"
     return f"versions {numbers} keep serving"
+
+
+def _one_of(names: Collection[str]) -> str:
+    """The models that a request may name, for a message."""
+    return f"expected one of {', '.join(sorted(names))}" if names else "no model is loaded"

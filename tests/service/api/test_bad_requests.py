@@ -119,7 +119,7 @@ def test_a_json_body_that_is_wrong(refused, status, body, message):
         (422, {"top_k": 0}, "top_k is 0; expected 1 to 5"),
         (422, {"top_k": CLASSES + 1}, "top_k is 6; expected 1 to 5"),
         (422, {"top_k": 1.5}, "top_k is 1.5; expected an integer"),
-        (404, {"version": 7}, "model 'linear' has no version 7 loaded; there is 1"),
+        (404, {"version": 7}, "model 'linear' has no version 7 loaded; it has 1"),
         (
             404,
             {"prior": "nowhere"},
@@ -274,7 +274,12 @@ def test_instances_for_a_model_of_text_that_are_wrong(refused, instances, messag
 
 
 def test_other_ways_to_ask_wrongly(refused, client):
-    refused("/models/none/predict", 404, "no model 'none'; there is image, linear, text", json=GOOD)
+    refused(
+        "/models/none/predict",
+        404,
+        "no model 'none'; expected one of image, linear, text",
+        json=GOOD,
+    )
     refused(
         "/predict", 406, "answers are application/json", json=GOOD, headers={"accept": "text/html"}
     )

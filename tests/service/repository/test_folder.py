@@ -28,7 +28,7 @@ def test_only_folders_with_a_version_are_models(folder):
 @pytest.mark.parametrize("name", ["empty", "notes.txt", "gone", "..", "linear/..", "", "a\0b"])
 def test_a_name_without_a_version_is_refused_with_the_names_that_are_there(folder, name):
     assert not folder.holds(name)
-    with pytest.raises(UnknownModel, match="in the repository; there is linear"):
+    with pytest.raises(UnknownModel, match="in the repository; expected one of linear"):
         folder.check(name)
 
 
