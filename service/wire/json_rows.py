@@ -97,21 +97,25 @@ class ShortJson:
             return None
         return values.reshape(rows, *self._row).astype(self._dtype)
 
-    def list_of_numbers(self, text: bytes | bytearray, shape: tuple[int, ...]) -> Array | None:
+    def list_of_numbers(
+        self, text: bytes | bytearray, shape: tuple[int, ...], *, count: int
+    ) -> Array | None:
         """A JSON list of numbers, flat or of one row, as a tensor of this shape, which fits the
-        model; None when the general reader must read it.
+        model and has `count` numbers; None when the general reader must read it.
         """
-        lists = text.count(b"[")
-        is_row = len(shape) == 2 and shape[0] == 1 and text.endswith(b"]]") and text[:2] == b"[["
-        if self._parser is None or not (lists == 1 or (lists == 2 and is_row)):
+        if self._parser is None:
             return None
+        if text.find(b"[", 1) >= 0:
+            is_row = len(shape) == 2 and shape[0] == 1 and text.endswith(b"]]")
+            if not (is_row and text[:2] == b"[[" and text.find(b"[", 2) < 0):
+                return None
         try:
             buffer = self._parser.parse(text).as_buffer(of_type="d")
         except Exception:  # noqa: BLE001 - the general reader names the fault
             self._parser = simdjson.Parser()  # the frames of the error still refer to the document
             return None
         values = np.frombuffer(buffer, np.float64)
-        if len(values) != math.prod(shape) or not values.dot(values) < _EXACT_SQUARES:
+        if len(values) != count or not values.dot(values) < _EXACT_SQUARES:
             return None
         return values.reshape(shape).astype(self._dtype)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from service.api.edge.request import new
 from service.api.oip.request import DECISIONS, InferHeader, Requested, read_header
 from service.batching.run import MAX_GRAPH_TOP_K
 from service.classifier import RANKED_VALUES, check_top_k
@@ -123,18 +124,20 @@ def parted(body: bytes | bytearray) -> JsonForm | None:
     holds a quotation mark, and a backslash is nowhere.
     """
     at = body.find(b'"data"')
-    if at < 0 or body.find(b'"data"', at + 6) >= 0 or body.find(b"\\") >= 0:
-        return None
-    opened = _LIST.match(body, at + 6)
+    opened = None if at < 0 else _LIST.match(body, at + 6)
     if opened is None:
         return None
-    begin, stop = opened.end() - 1, body.find(b"}", at)
+    begin = opened.end() - 1
     quote = body.find(b'"', begin)
-    end = body.rfind(b"]", begin, stop if quote < 0 else min(stop, quote)) + 1
+    stop = body.find(b"}", begin, len(body) if quote < 0 else quote)
+    end = body.rfind(b"]", begin, quote if stop < 0 else stop) + 1
     key = bytes(body[:begin]) + bytes(body[end:])
     if not end or len(key) > MAX_KEPT_HEADER_BYTES:
         return None
-    identity, at = None, key.find(b'"id"')
+    if key.find(b'"data"', at + 6) >= 0 or key.find(b"\\") >= 0:
+        return None
+    at = key.find(b'"id"')
+    identity = None
     if at >= 0:
         found = _TEXT.match(key, at + 4)
         if found is None or len(found[1]) > _MAX_ID or not found[1].isascii():
@@ -143,7 +146,7 @@ def parted(body: bytes | bytearray) -> JsonForm | None:
         if not (identity.isprintable() and key.find(b'"id"', at + 4) < 0):
             return None
         key = key[: found.start(1)] + key[found.end(1) :]
-    return JsonForm(key, body[begin:end], identity)
+    return new(JsonForm, (key, body[begin:end], identity))
 
 
 def kept_form(
@@ -158,7 +161,8 @@ def kept_form(
     if found is None or form is None:
         return None
     assert form.tensor is not None
-    values = model.short_json.list_of_numbers(found.numbers, form.tensor.shape)
+    only = form.tensor
+    values = model.short_json.list_of_numbers(found.numbers, only.shape, count=only.count)
     return None if values is None else (form, values, found.identity)
 
 
