@@ -4,18 +4,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from service.contract.extras import missing_extra
 from service.contract.resources import CLOSED, open_standard_streams
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C.
-
-    CPython ends a process by SIGINT, whatever status it exits with, once a plain KeyboardInterrupt
-    has passed through code that some library made from a string. A class of its own it leaves be.
-    """
+from training.loop import interrupt
 
 
 def run(
@@ -28,7 +20,7 @@ def run(
     """
     own = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
-        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGINT, interrupt.stop)
     try:
         status = _run(arguments, prog)
     except KeyboardInterrupt:  # while the verb was imported, or a second one
@@ -57,10 +49,6 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
             raise
         print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - output of a command
         return 1
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise Stopped
 
 
 def main() -> None:

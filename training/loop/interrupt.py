@@ -14,6 +14,35 @@ class Interrupted(Fault):
     """A signal stopped the run; the message says how to continue it."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM.
+
+    CPython ends a process by SIGINT, whatever status it exits with, once a plain KeyboardInterrupt
+    has passed through code that some library made from a string. A class of its own it leaves be.
+    """
+
+
+_raised: list[int] = []
+"""Signals for which Stopped was raised, and that have not ended the verb yet."""
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal by raising Stopped."""
+    _raised.append(number)
+    raise Stopped
+
+
+def raise_if_swallowed() -> None:
+    """Raise Stopped again if a library has caught it and gone on, as some do while importing."""
+    if _raised:
+        raise Stopped
+
+
+def verb_ended() -> None:
+    """Forget the signals: they have done what they should."""
+    _raised.clear()
+
+
 class StopSignal:
     """A context that notes the first SIGINT or SIGTERM in `requested`.
 
@@ -68,11 +97,7 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt within, as Ctrl-C does, so that work is cleaned up."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+    """Let SIGTERM raise Stopped within, as Ctrl-C does, so that work is cleaned up."""
     try:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not in the main thread, so Python leaves signals to the caller

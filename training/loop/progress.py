@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.faults import RunFailed, WrongUse, say
+from training.loop.interrupt import raise_if_swallowed
 
 SMOOTHING = 0.05  # weight of a new loss in the moving average that the bar shows
 DIVERGED = 1e9  # a run whose loss exceeds this never recovers
@@ -21,7 +22,11 @@ LINE_SECONDS = 10.0
 
 
 def stage(text: str, *, quiet: bool) -> None:
-    """Print `text`, the name of the run's next stage, on stderr unless `quiet`."""
+    """Print `text`, the name of the run's next stage, on stderr unless `quiet`.
+
+    Raises KeyboardInterrupt if Ctrl-C came in the last stage and had no effect.
+    """
+    raise_if_swallowed()
     if not quiet:
         say(text)
 

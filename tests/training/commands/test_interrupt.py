@@ -16,6 +16,17 @@ IN_CODE_OF_A_STRING = """
 import os, signal
 exec("os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(10 ** 6): pass")
 """
+IN_CODE_THAT_CATCHES_ALL = """
+import os, signal, torch
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(10 ** 6): pass
+except BaseException:
+    pass
+
+def net(classes):
+    return torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(64, classes))
+"""
 WHILE_THE_FOLDERS_ARE_TRIED = """
 import os, signal, torch
 
@@ -70,6 +81,15 @@ def test_an_interrupt_within_code_made_from_a_string_gives_status_1(tmp_path):
     assert code == 1
     assert said.startswith("training: stopped; the same command starts again, or with --resume")
     assert said.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_interrupt_that_a_library_swallows_stops_the_next_stage(tmp_path):
+    (tmp_path / "own.py").write_text(IN_CODE_THAT_CATCHES_ALL)
+    fit = ("fit", "--data", "digits", "--network", "own:net", "--quiet")
+    code, _, said = ended(tmp_path, "-m", "training", *fit)
+    assert code == 1
+    assert said.startswith("training: stopped; the same command starts again")
     assert not (tmp_path / "models").exists()
 
 
