@@ -1,7 +1,6 @@
 """Decision scores are recognised, refused with the remedy, and accepted once calibrated."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 from skl2onnx import convert_sklearn
@@ -189,9 +188,8 @@ def test_a_zip_map_names_its_columns_in_any_order(import_file, tmp_path):
 def test_a_zip_map_of_doubles_that_declares_floats_is_published(import_file, tmp_path):
     """skl2onnx writes it for columns of which some are float64."""
     x, y = training_set()
-    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1].astype(np.float64)})
-    scaled = ColumnTransformer([("a", StandardScaler(), ["a"]), ("b", StandardScaler(), ["b"])])
-    pipeline = make_pipeline(scaled, LogisticRegression()).fit(frame, y)
+    scaled = ColumnTransformer([("a", StandardScaler(), [0]), ("b", StandardScaler(), [1])])
+    pipeline = make_pipeline(scaled, LogisticRegression()).fit(x[:, :2], y)
     types = [("a", FloatTensorType([None, 1])), ("b", DoubleTensorType([None, 1]))]
     path = save(tmp_path, convert_sklearn(pipeline, initial_types=types))
     status, bundle, err = import_file(path)
