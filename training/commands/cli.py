@@ -20,7 +20,7 @@ from training.commands import compare as comparing
 from training.commands import fit as fitting
 from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
 from training.faults import Fault, say, short
-from training.loop.interrupt import verb_ended
+from training.loop.interrupt import forget_signals
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     except (MemoryError, OSError, SystemExit) as error:
         return _report(_from_outside(error), Fault.exit_code)
     finally:
-        verb_ended()
+        forget_signals()
     try:
         if result:
             _print(result, options)

@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 
 _raised: list[int] = []
-"""Signals for which Stopped was raised, and that have not ended the verb yet."""
+"""Signals for which Stopped was raised, and whose work has not ended yet."""
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
@@ -38,8 +38,8 @@ def raise_if_swallowed() -> None:
         raise Stopped
 
 
-def verb_ended() -> None:
-    """Forget the signals: they have done what they should."""
+def forget_signals() -> None:
+    """Forget the signals once the work that they were to stop has ended."""
     _raised.clear()
 
 
@@ -107,3 +107,4 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        forget_signals()  # the work has ended, by them or not
