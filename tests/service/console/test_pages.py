@@ -142,6 +142,7 @@ def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, scr
         page.wait_for_selector("text=No model is served")
         page.screenshot(path=screenshots / "empty.png")
         assert serious(page) == []
+        page.close()
 
 
 def test_a_link_to_a_model_that_is_not_served_shows_no_other_model(open_page):
@@ -172,6 +173,7 @@ def test_a_model_that_is_refused_is_named_with_its_reason_until_it_is_served(ope
         httpx.post(f"{server.url}/v2/repository/models/late/load").raise_for_status()
         page.get_by_role("button", name="Look again").click()
         page.get_by_role("heading", name="late").wait_for()
+        page.close()  # so that it does not miss the server
 
 
 LONG = "Collected near the northern shore of the third of the smaller lakes"
@@ -279,6 +281,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
         page.wait_for_selector("text=Copied")
         assert change not in page.evaluate("navigator.clipboard.readText()")
         assert change not in server.log
+        page.close()
 
 
 def test_the_page_says_which_key_is_in_use_why_one_fails_what_is_missing_and_signs_out(
@@ -358,3 +361,4 @@ def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_store
         page.locator(".sample").nth(5).click()
         page.wait_for_selector(".verdict")
         assert page.get_by_label("API key").count() == 0
+        page.close()
