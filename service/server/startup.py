@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,31 @@ def on_signals(callbacks: Mapping[signal.Signals, Callable[[], object]]) -> None
     import asyncio  # imported late: it takes 0.1 s, during which signals must already be handled
 
     loop = asyncio.get_running_loop()
+    _let_signals_wake(loop)
     for number, callback in callbacks.items():
         signal.signal(number, partial(_forward, loop, callback))
+
+
+def _let_signals_wake(loop: "asyncio.AbstractEventLoop") -> None:
+    """Have each signal end the loop's wait, as uvloop does by itself.
+
+    The system may give a signal to another thread. It then interrupts nothing in this one, where
+    Python would call the handler, and an idle loop would not notice it.
+    """
+    before = signal.set_wakeup_fd(-1)
+    if before != -1:
+        signal.set_wakeup_fd(before)
+        return
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    _WAKING.extend((reading, writing))
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    loop.add_reader(reading, reading.recv, 4096)
+
+
+_WAKING: list[socket.socket] = []
+"""Open as long as the process lives: a signal may come after the loop has closed."""
 
 
 def _forward(

@@ -88,6 +88,40 @@ def test_a_storm_of_signals_ends_nothing_before_and_after_the_start(models, work
         assert server.exit() == 0
 
 
+TO_ANOTHER_THREAD = """
+import asyncio, signal, threading
+from service.server.startup import on_signals
+
+async def main():
+    ended, idle = asyncio.Event(), threading.Event()
+    on_signals({signal.SIGTERM: ended.set})
+    other = threading.Thread(target=threading.Event().wait, daemon=True)
+    other.start()
+
+    def send():
+        idle.wait(0.5)  # until the loop waits for nothing but a signal
+        signal.pthread_kill(other.ident, signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    await ended.wait()
+    print("ended")
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_that_the_system_gives_to_another_thread_wakes_an_idle_loop():
+    done = subprocess.run(
+        [sys.executable, "-c", TO_ANOTHER_THREAD],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
 def storm(pids):
     for _ in range(20):
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
