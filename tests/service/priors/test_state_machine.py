@@ -211,6 +211,14 @@ class Replicas(RuleBasedStateMachine):
             assert set(priors.names("pets")) <= set(self.history)
 
     def teardown(self):
+        try:
+            self.check_history()
+        finally:
+            for priors in self.replicas:
+                self.runner.run(priors.stop())
+            self.runner.close()
+
+    def check_history(self):
         for name, entries in self.history.items():
             stored = self.runner.run(
                 self.replicas[0].history("pets", name, before=None, limit=1000)
@@ -221,9 +229,6 @@ class Replicas(RuleBasedStateMachine):
             assert [entry.deleted for entry in reversed(stored)] == [
                 target is None for target in entries
             ]
-        for priors in self.replicas:
-            self.runner.run(priors.stop())
-        self.runner.close()
 
 
 def check(make_url, examples):
