@@ -117,7 +117,8 @@ class Replace:
 class ReturnTo:
     """A new revision equal to an old one; nothing when the one in force is equal already.
 
-    When it undoes an automatic step, it freezes automatic adoption.
+    With `class_names`, a vector in class order equals one by class name. When it undoes an
+    automatic step, it freezes automatic adoption.
     """
 
     name: str
@@ -125,6 +126,7 @@ class ReturnTo:
     class_digest: str
     note: str
     condition: Condition = UNCONDITIONAL
+    class_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Raises PriorConflict or PriorDoesNotFit when the old revision cannot be used again."""
@@ -148,7 +150,7 @@ class ReturnTo:
             current is not None
             and current.body is not None
             and current.class_digest == self.class_digest
-            and same_prior(current.body, body)
+            and same_prior(current.body, body, self.class_names)
         ):
             return None
         if current is not None and current.by == AUTHOR:
@@ -231,9 +233,9 @@ def _frozen(body: PriorBody) -> PriorBody:
     return body.model_copy(update={"auto_adopt": auto.model_copy(update={"freeze": True})})
 
 
-def same_prior(one: PriorBody, other: PriorBody) -> bool:
-    """Whether two bodies are equal but for their notes."""
-    return _are_equal(one.model_copy(update={"note": other.note}), other)
+def same_prior(one: PriorBody, other: PriorBody, class_names: Sequence[str] | None = None) -> bool:
+    """Whether two bodies are equal but for their notes. class_names: see `_are_equal`."""
+    return _are_equal(one.model_copy(update={"note": other.note}), other, class_names)
 
 
 def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str) -> PriorBody:

@@ -389,7 +389,8 @@ class Priors:
             change: Change = Delete(name, condition, note=note, if_stored=True)
         else:
             old = await self.entry(bundle, name, revision)
-            change = ReturnTo(name, old, self._resolver.digest(bundle), note, condition)
+            digest, names = self._resolver.digest(bundle), bundle.class_names
+            change = ReturnTo(name, old, digest, note, condition, names)
         return await self._write(bundle, name, change, by)
 
     async def remove(

@@ -49,8 +49,6 @@ class Postgres:
                 "listen_addresses=",
                 "-c",
                 "log_min_messages=fatal",
-                "-c",
-                "max_connections=300",  # a backend ends some time after its client has left
             ],
             user=self.user,
             start_new_session=True,

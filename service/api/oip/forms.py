@@ -131,9 +131,9 @@ def parted(body: bytes | bytearray) -> JsonForm | None:
     quote = body.find(b'"', begin)
     stop = body.find(b"}", begin, len(body) if quote < 0 else quote)
     end = body.rfind(b"]", begin, quote if stop < 0 else stop) + 1
-    key = bytes(body[:begin]) + bytes(body[end:])
-    if not end or len(key) > MAX_KEPT_HEADER_BYTES:
+    if not end or begin + len(body) - end > MAX_KEPT_HEADER_BYTES:
         return None
+    key = bytes(body[:begin]) + bytes(body[end:])
     if key.find(b'"data"', at + 6) >= 0 or key.find(b"\\") >= 0:
         return None
     at = key.find(b'"id"')

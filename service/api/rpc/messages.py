@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from service.api.rpc import open_inference_pb2 as pb
 from service.wire.faults import Malformed, TooLarge
 from service.wire.ranked import list_json
-from service.wire.tensors import MAX_BYTES_ELEMENTS
+from service.wire.tensors import MAX_BYTES_ELEMENTS, join_bytes
 
 MAX_TYPED_BYTES = 4 * 2**20
 """The most bytes of a message besides raw contents: as few as two may become a Python object."""
@@ -265,7 +265,7 @@ def _binary(values: Any, field: str) -> bytes | None:
             for each in values:
                 each.decode()
         except UnicodeDecodeError:
-            return b"".join(len(each).to_bytes(4, "little") + each for each in values)
+            return join_bytes(values)
     return None
 
 

@@ -232,7 +232,8 @@ def _opened_file(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Any:
         )
     if size > MAX_METADATA_BYTES:
         raise TooLarge(
-            f"the Arrow file's footer has {size} bytes; at most {MAX_METADATA_BYTES} are accepted"
+            f"the Arrow file's footer has {size} bytes; at most {MAX_METADATA_BYTES} are "
+            "accepted: send fewer columns, or larger record batches"
         )
     reader = pa.ipc.open_file(held)  # which verifies the footer
     messages = _of_file(pa, held, bytes(held.slice(end - size, size)))

@@ -277,6 +277,21 @@ def test_rollback_makes_a_new_revision_equal_to_an_old_one(pets, store_url):
     run(scenario())
 
 
+def test_a_rollback_to_the_same_numbers_in_another_form_changes_nothing(pets, store_url):
+    """A vector in class order is the same prior as one by class name."""
+    numbers = [3.0, 2.0, 1.0]
+    by_name = dict(zip(pets.class_names, numbers, strict=True))
+
+    async def scenario():
+        async with following(store_url) as priors:
+            for target in (by_name, [1.0, 1.0, 2.0], numbers):
+                await priors.put(pets, "default", parse_prior({"target": target}), by="me")
+            back = await priors.rollback(pets, "default", 1, by="me")
+            assert (back.entry.revision, back.changed) == (3, False)
+
+    run(scenario())
+
+
 def test_a_deleted_prior_is_out_of_use_and_its_history_goes_on(pets, store_url):
     async def scenario():
         async with following(store_url) as priors, following(store_url) as other:

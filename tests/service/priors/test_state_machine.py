@@ -77,9 +77,6 @@ class Replicas(RuleBasedStateMachine):
         if puts and (name, newest) in self.with_note:
             unchanged = False
         written = self.runner.run(coroutine)
-        if unchanged and rolls_back:
-            # A list and an object may hold the same target. Going back to the other is a revision.
-            unchanged = written.entry.revision == newest
         if not unchanged:
             self.history[name].append(target)
             if rolls_back:

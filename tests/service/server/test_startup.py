@@ -97,9 +97,18 @@ async def main():
     on_signals({signal.SIGTERM: ended.set})
     other = threading.Thread(target=threading.Event().wait, daemon=True)
     other.start()
+    selector = asyncio.get_running_loop()._selector
+    select = selector.select
+
+    def noted(timeout=None):
+        if timeout is None:  # the loop waits for nothing but a signal
+            idle.set()
+        return select(timeout)
+
+    selector.select = noted
 
     def send():
-        idle.wait(0.5)  # until the loop waits for nothing but a signal
+        idle.wait()
         signal.pthread_kill(other.ident, signal.SIGTERM)
 
     threading.Thread(target=send, daemon=True).start()

@@ -42,13 +42,6 @@ async def write_is_refused(priors, *kinds):
     return caught.value
 
 
-async def write_is_refused_at_last(priors, *kinds, at_first):
-    """`at_first`: kinds of trouble that may come before; each connection may meet its own."""
-    deadline = asyncio.get_running_loop().time() + 10
-    while (await write_is_refused(priors, *kinds, *at_first)).kind in at_first:
-        assert asyncio.get_running_loop().time() < deadline
-
-
 async def write_until_refused(priors, *, at_most):
     """Large notes until the store is full; the newest revision stored, and the refusal."""
     revision = 0
@@ -80,13 +73,15 @@ async def goes_on_and_recovers(priors, trouble, recover, *kinds, at_first=()):
     """
     assert priors.select(PETS).revision == 1
     trouble()
-    await write_is_refused_at_last(priors, *kinds, at_first=at_first)
+    deadline = asyncio.get_running_loop().time() + 10
+    while (await write_is_refused(priors, *kinds, *at_first)).kind in at_first:
+        assert asyncio.get_running_loop().time() < deadline
     await eventually_async(lambda: priors.store_state.kind in kinds)
     assert priors.store_state.degraded
     assert priors.select(PETS).revision == 1
     assert priors.inline(PETS, {"target": "training"}).revision == 0
     assert priors.select(PETS, "uniform").revision == 0
-    await write_is_refused_at_last(priors, *kinds, at_first=at_first)
+    await write_is_refused(priors, *kinds)
     recover()
     written = await write_when_possible(priors, body(2))
     # one more where a refused write was already on its way
