@@ -16,7 +16,7 @@ from service.api.priors import views
 from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
-from service.contract.members.body import InvalidPrior, parse_prior
+from service.contract.members.body import InvalidPrior, parse_prior, short
 from service.contract.nearest import did_you_mean
 from service.priors.changes import AddCounts, Draft
 from service.priors.names import DEFAULT, MAX_REVISION
@@ -373,7 +373,10 @@ def _addition(value: object) -> dict[str, Any]:
         else:
             entries = counts.items() if isinstance(counts, dict) else enumerate(counts)
             errors += [
-                (f"add.{field}.{key}", "expected a number of at least 0")
+                (
+                    f"add.{field}.{key}",
+                    f"expected a number from 0 to {MAX_COUNT:g}; got {short(count)}",
+                )
                 for key, count in entries
                 if isinstance(count, bool)
                 or not isinstance(count, (int, float))

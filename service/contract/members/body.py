@@ -76,7 +76,8 @@ def parse_prior(body: object) -> PriorBody:
         raise InvalidPrior([("", f"the prior is {_kind(body)}; expected {wanted}")])
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):
-        errors += _vector_form_errors(name, body.get(name))
+        if name in body:
+            errors += _vector_form_errors(name, body[name])
     errors += of_costs.form_faults(body.get("costs"))
     errors += of_switch.form_faults(body)
     if errors:
@@ -148,7 +149,7 @@ def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
         elif item["type"] == "missing":
             message = "missing; this member is required"
         else:
-            message = f"{item['msg']}; got {_short(item['input'])}"
+            message = f"{item['msg']}; got {short(item['input'])}"
         found.setdefault(name, message)
     return list(found.items())
 
@@ -160,13 +161,13 @@ def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
         entries = value.items()
     elif isinstance(value, list):
         entries = enumerate(value)
-    elif value is None or (name == "target" and value in ("uniform", "training")):
+    elif value in ("uniform", "training") if name == "target" else value is None:
         return []
     else:
         words = " or 'uniform' or 'training'" if name == "target" else " or null"
-        return [(name, f"expected an object by class name, a list{words}; got {_short(value)}")]
+        return [(name, f"expected an object by class name, a list{words}; got {short(value)}")]
     return [
-        (f"{name}.{key}", f"expected a number of at least 0; got {_short(item)}")
+        (f"{name}.{key}", f"expected a number of at least 0; got {short(item)}")
         for key, item in entries
         if isinstance(item, bool) or not isinstance(item, (int, float)) or not _finite(item)
     ]
@@ -192,7 +193,8 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxlevel = 20
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 200
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The beginning of a value, as an error names it."""
     return clip(_REPR.repr(value))
 
 

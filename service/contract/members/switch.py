@@ -8,7 +8,7 @@ Where nothing applies, `else` names the prior; without it the prior itself is us
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Literal, TypeAlias
 
 from service.contract.time_zones import UnknownZone, time_zone
@@ -59,13 +59,19 @@ class _Rule:
     end: float
 
     def holds(self, moment: datetime) -> bool:
-        """Whether the rule holds at a local time; hours may run past midnight."""
+        """Whether the rule holds at a local time.
+
+        Hours may run past midnight: what follows it belongs to the day on which they began.
+        """
         hour = moment.hour + moment.minute / 60 + moment.second / 3600
+        day = moment
         if self.begin < self.end:
             within = self.begin <= hour < self.end
+        elif hour < self.end:
+            within, day = True, moment - timedelta(days=1)
         else:
-            within = hour >= self.begin or hour < self.end
-        return moment.weekday() in self.weekdays and moment.month in self.months and within
+            within = hour >= self.begin
+        return within and day.weekday() in self.weekdays and day.month in self.months
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def test_a_null_label_frequencies_is_the_models_own():
         ({"target": "balanced"}, "target", "a list or 'uniform' or 'training'; got 'balanced'"),
         ({"label_frequencies": "uniform"}, "label_frequencies", "or null; got 'uniform'"),
         ({"target": 3}, "target", "got 3"),
+        ({"target": None}, "target", "a list or 'uniform' or 'training'; got None"),
         ({"smoothing": -1}, "smoothing", "got -1"),
         (
             {"smoothing": 1e308, "label_frequencies": [1e308] * 3},

@@ -297,6 +297,8 @@ def test_counts_are_added(store_url):
             "dog": 50,
             "lynx": 10,
         }
+        many = await client.patch("/priors/default", json={"add": {"target": {"lynx": 1e301}}})
+        assert "from 0 to 1e+300; got 1e+301" in many.json()["detail"]
         nothing = await client.patch("/priors/default", json={"add": {"target": {"lynx": 0}}})
         assert nothing.headers["etag"] == '"3"'
         await client.put("/priors", json={"target": [0.2, 0.3, 0.5]})

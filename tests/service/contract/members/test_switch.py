@@ -84,6 +84,31 @@ def test_the_first_rule_that_holds_at_the_local_time_applies(moment, value, name
     assert choice.fallback == (None if value is not None else "no_rule")
 
 
+@pytest.mark.parametrize(
+    ("moment", "holds"),
+    [
+        ((2026, 11, 27, 21, 59), False),
+        ((2026, 11, 27, 22, 0), True),  # a Friday
+        ((2026, 11, 28, 5, 59), True),
+        ((2026, 11, 28, 6, 0), False),
+        ((2026, 11, 28, 22, 0), False),
+        ((2026, 11, 27, 5, 59), False),  # the night of a Thursday
+        ((2027, 1, 1, 22, 0), False),  # a Friday of another month
+    ],
+)
+def test_hours_past_midnight_belong_to_the_day_on_which_they_began(moment, holds):
+    rule = {"weekdays": ["fri"], "months": [11, 12], "hours": [22, 6], "prior": "night"}
+    switch = switch_of(schedule={"time_zone": BERLIN, "rules": [rule]})
+    assert (switch.choose(None, at(*moment)).value is not None) == holds
+
+
+def test_hours_past_midnight_belong_to_the_month_in_which_they_began():
+    rule = {"months": [12], "hours": [22, 6], "prior": "advent"}
+    switch = switch_of(schedule={"time_zone": BERLIN, "rules": [rule]})
+    nights = [at(2026, 12, 1, 3), at(2027, 1, 1, 3)]
+    assert [switch.choose(None, night).value for night in nights] == [None, "0"]
+
+
 def test_hours_follow_the_clock_of_the_zone_through_the_change_to_summer_time():
     rules = {"time_zone": BERLIN, "rules": [{"hours": [3, 24], "prior": "late"}]}
     switch = switch_of(schedule=rules)
