@@ -288,6 +288,26 @@ def test_whole_numbers_that_even_float64_merges_are_told_with_the_cure(tmp_path)
     assert "&category=id" in note
 
 
+def test_whole_numbers_of_more_than_64_bits_that_become_equal_are_named(tmp_path):
+    large = [2**70 + 2**50 * i for i in range(30)]
+    made = columns(id=[2**70 + i for i in range(30)], large=large)
+    (note,) = load(write(tmp_path / "own.csv", made)).notes
+    assert "column 'id': whole numbers beyond 2^53 become equal" in note
+
+
+def test_leading_zeros_that_a_number_loses_are_named_with_an_example(tmp_path):
+    codes = [f"{101 * i:05}" for i in range(30)]
+    file = write(
+        tmp_path / "own.csv", columns(postcode=codes, share=[f"0.{i}5" for i in range(30)])
+    )
+    (note,) = load(file).notes
+    assert "column 'postcode': numbers such as 00000 lose their leading zeros" in note
+    assert "&category=postcode" in note
+    again = load(file, "label=kind&category=postcode")
+    assert sorted(again.whole.inputs["postcode"].reshape(-1)) == codes
+    assert not [each for each in again.notes if "zeros" in each]
+
+
 def test_classes_of_many_digits_are_not_taken_for_one_number(tmp_path):
     made = columns(kind=[str(2**63 + i % 3) for i in range(30)])
     assert not problems(load(write(tmp_path / "own.csv", made)))

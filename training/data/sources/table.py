@@ -27,6 +27,7 @@ from training.data.sources.table_file import (
     numbers,
     read_table,
 )
+from training.data.sources.written import lost_digits, merged
 from training.data.splits import stratified
 from training.faults import BadData, WrongUse, absent, instead, nearest_class, say
 
@@ -387,6 +388,7 @@ def _inputs(
     strings: set[str] = set()
     if known is None:
         strings = {name for name in columns if name in forced or is_category(table, name)}
+        notes.extend(lost_digits(table, [name for name in columns if name not in strings]))
     found: dict[str, NDArray[Any]] = {}
     for name in columns:
         if name in strings:
@@ -446,10 +448,7 @@ def _note_merged(
 ) -> None:
     """Note what becomes of numbers with more digits than a float32, or a float64, has."""
     if table.float64_merges(name):
-        notes.append(
-            f"column '{name}': whole numbers beyond 2^53 become equal as numbers of a model; take "
-            f"them as strings with &category={name}, or leave the column out with &without={name}"
-        )
+        notes.append(merged(name))
     elif kind is np.float64:
         notes.append(
             f"column '{name}': float32 would merge its numbers, so the model takes float64"
