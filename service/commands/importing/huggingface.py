@@ -69,9 +69,15 @@ class Folder:
                 "file": TOKENIZER_FILE,
                 "max_length": self._max_length(),
                 "truncation_side": side if side in {"left", "right"} else None,
+                "pad_id": self._pad_id(),
                 "inputs": {each.name: _PARTS[each.name] for each in inputs},
             }
         )
+
+    def _pad_id(self) -> int | None:
+        """The token at which the graph of a decoder ends a text: config.json's `pad_token_id`."""
+        stated = _read(self.home / "config.json").get("pad_token_id")
+        return stated if type(stated) is int and stated >= 0 else None
 
     def _max_length(self) -> int | None:
         stated = _read(self.home / "tokenizer_config.json").get("model_max_length")

@@ -49,13 +49,15 @@ class TokenizerSpec(Strict):
 
     file: a Hugging Face `tokenizer.json` beside the model. max_length: the most tokens of a text,
     the rest is cut off; null leaves the limit to the file. truncation_side: the end that is cut
-    off; null leaves it to the file. inputs: for each graph input, the tokenizer output that feeds
-    it.
+    off; null leaves it to the file. pad_id: the token that fills a short text up to the longest of
+    its batch; null leaves it to the file. inputs: for each graph input, the tokenizer output that
+    feeds it.
     """
 
     file: str
     max_length: Annotated[int, Field(ge=1, le=10**9)] | None = None
     truncation_side: Literal["left", "right"] | None = None
+    pad_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     inputs: dict[str, Literal["ids", "attention_mask", "type_ids"]]
 
 

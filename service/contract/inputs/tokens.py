@@ -2,7 +2,7 @@
 tokenizers.
 
 A batch is padded to its longest text. A text is truncated as the file says, or as `max_length` and
-`truncation_side` do.
+`truncation_side` do, and padded with the token that the file or `pad_id` states.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,9 @@ def _open(path: Path, spec: TokenizerSpec) -> Any:
     )
     padding = tokenizer.padding or {}
     kept = {k: padding[k] for k in ("pad_id", "pad_token", "pad_type_id") if k in padding}
+    if spec.pad_id is not None:
+        token = tokenizer.id_to_token(spec.pad_id) or "[PAD]"
+        kept |= {"pad_id": spec.pad_id, "pad_token": token}
     tokenizer.enable_padding(length=None, **(kept or _pad_token(tokenizer)))
     return tokenizer
 

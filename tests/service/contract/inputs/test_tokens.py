@@ -81,6 +81,13 @@ def test_the_padding_of_the_file_is_kept(tmp_path):
     assert opened(tmp_path)(texts("lynx", ""))["input_ids"].tolist() == [[1, 3], [1, 4]]
 
 
+def test_a_stated_padding_token_wins_over_that_of_the_file(tmp_path):
+    written(tmp_path, pad_id=4, pad_token="stone")
+    found = opened(tmp_path, pad_id=3)(texts("lynx", ""))
+    assert found["input_ids"].tolist() == [[1, 3], [1, 3]]
+    assert found["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
 def test_without_a_known_padding_token_token_0_pads(tmp_path):
     written(tmp_path, words=("lynx", "[CLS]", "[UNK]"))
     assert opened(tmp_path)(texts("lynx", ""))["input_ids"].tolist() == [[1, 0], [1, 0]]
