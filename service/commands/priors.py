@@ -51,6 +51,7 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, store: str)
 def _export(given: Mapping[str, Any], url: str) -> None:
     with closing(open_store(url)) as store:
         store.open(create=False)
+        revisions.check_model(store, given["model"])
         document, damaged = export_document(store, model=given["model"])
     text = document.model_dump_json(indent=1) + "\n"
     if given["out"] is None:

@@ -58,6 +58,16 @@ def _newest(store: SqlPriorStore) -> dict[tuple[str, str], StoredRevision]:
     return newest
 
 
+def check_model(store: SqlPriorStore, model: str | None) -> None:
+    """Raise UnknownPrior where the store has never held a prior of the model that was named."""
+    models = sorted({model for model, _ in _newest(store)})
+    if model is not None and model not in models:
+        there = f"priors of {', '.join(models)}" if models else "no priors"
+        raise UnknownPrior(
+            f"--model is '{model}', and the store has {there}{did_you_mean(model, models)}"
+        )
+
+
 def _only_model(store: SqlPriorStore) -> str:
     models = sorted({model for model, _ in _newest(store)})
     if len(models) == 1:
@@ -69,6 +79,7 @@ def _only_model(store: SqlPriorStore) -> str:
 
 
 def _list(store: SqlPriorStore, model: str | None) -> None:
+    check_model(store, model)
     entries = [
         entry
         for (of_model, _), entry in sorted(_newest(store).items())

@@ -11,7 +11,7 @@ from service.contract.members.costs import REJECTED
 from service.contract.prior import Prior, Vectors
 from service.contract.shift.label_shift import NotConverged, em_prior
 from service.contract.shift.tracking import Tracked
-from service.contract.shift.verdict import SHRINKAGE, Assessment, assess, may_adopt
+from service.contract.shift.verdict import SHRINKAGE, Assessment, assess, block_for, may_adopt
 from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_shannon
 
 _FEWEST_EM_ROWS = 100
@@ -115,11 +115,8 @@ def estimate(
             "no recent rows are kept, so there is nothing to estimate from: send traffic first"
         )
     assert prior.log_source is not None
-    block = bundle.estimation
-    if block is not None and not block.calibrates_every_class:
-        block = None
-    if not prior.calibrated and bundle.calibrated_log_source is not None:
-        block = None  # the prior has its own label frequencies
+    own_frequencies = not prior.calibrated and bundle.calibrated_log_source is not None
+    block, uncalibrated = block_for(bundle.estimation, own_frequencies=own_frequencies)
     most = max(1, _ESTIMATE_CELLS // logits.shape[1])
     return assess(
         logits[:: -(-len(logits) // most)],
@@ -131,6 +128,7 @@ def estimate(
         capacity=capacity,
         shrinkage=shrinkage,
         tracked=tracked,
+        uncalibrated=uncalibrated,
     )
 
 

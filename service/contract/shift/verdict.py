@@ -53,6 +53,19 @@ SAME_MIX = 1e-9
 """L1 distance within which a mix is one of the self-test's."""
 SMALLEST_GAIN = 0.003
 GAIN_DRAWS = 60
+NO_BLOCK = (
+    "the model has no `estimation` block, so nothing says how wrong this estimate is; "
+    "add one with `training calibrate models/NAME/VERSION --data …`"
+)
+_CLASSES_MISSING = (
+    "the split that the model's `estimation` block was measured on has no row of some classes, so "
+    "the block is not used; calibrate again on labelled rows of every class"
+)
+_OWN_FREQUENCIES = (
+    "the prior has label_frequencies of its own, which replace the source prior of the model's "
+    "`estimation` block, so nothing says how wrong this estimate is; set them to null to use the "
+    "block"
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ def assess(
     capacity: int | None = None,
     shrinkage: float = SHRINKAGE,
     tracked: Tracked | None = None,
+    uncalibrated: str = NO_BLOCK,
 ) -> Assessment:
     """Estimate the prior of rows of logits [n, C], n > 0, and judge the estimate.
 
@@ -118,6 +132,7 @@ def assess(
     class_frequencies: [C] of training, None when unknown. capacity: the most rows that are kept.
     shrinkage: pseudo-rows per class that pull the candidate toward `current`. tracked: a tracker's
     estimate of the stream, used where there are too few rows here and the tracker has seen more.
+    uncalibrated: the reason to give where `calibration` is None.
     """
     f = np.asarray(logits, np.float64)
     source, target = np.asarray(log_source, np.float64), np.asarray(current, np.float64)
@@ -165,6 +180,7 @@ def assess(
         capacity=None if tracked is not None else capacity,
         settled=settled,
         calibration=calibration,
+        uncalibrated=uncalibrated,
         misfit=misfit,
         self_test=self_test,
         step=step,
@@ -181,6 +197,18 @@ def assess(
         gain=gain_of(ratios, estimate, candidate=candidate, current=target),
         calibrated=calibration is not None,
     )
+
+
+def block_for(block: Estimation | None, *, own_frequencies: bool) -> tuple[Estimation | None, str]:
+    """Return (a model's block if estimates may use it, else None; the reason against it).
+
+    own_frequencies: whether the prior's label frequencies replace the block's source prior.
+    """
+    if block is None:
+        return None, NO_BLOCK
+    if not block.calibrates_every_class:
+        return None, _CLASSES_MISSING
+    return (None, _OWN_FREQUENCIES) if own_frequencies else (block, "")
 
 
 def rows_wanted(num_classes: int) -> int:
@@ -376,6 +404,7 @@ def _judge(
     capacity: int | None,
     settled: bool,
     calibration: Estimation | None,
+    uncalibrated: str,
     misfit: Misfit | None,
     self_test: float | None,
     step: float,
@@ -383,7 +412,7 @@ def _judge(
     """The first verdict that applies, the most serious first, with its reason."""
     found = (
         _too_few_rows(n, different, num_classes, capacity)
-        or _not_calibrated(calibration)
+        or _not_calibrated(calibration, uncalibrated)
         or _unexplained(misfit, calibration)
         or _ill_conditioned(self_test, step, settled=settled)
     )
@@ -430,12 +459,11 @@ def _too_few_rows(
     return None
 
 
-def _not_calibrated(calibration: Estimation | None) -> tuple[Verdict, str] | None:
+def _not_calibrated(
+    calibration: Estimation | None, uncalibrated: str
+) -> tuple[Verdict, str] | None:
     if calibration is None:
-        return "uncalibrated", (
-            "the model has no `estimation` block, so nothing says how wrong this estimate is; "
-            "add one with `training calibrate models/NAME/VERSION --data …`"
-        )
+        return "uncalibrated", uncalibrated
     fewest = calibration.validation.fewest
     if fewest < VALIDATION_ROWS_PER_CLASS:
         return "uncalibrated", (

@@ -207,6 +207,15 @@ def test_list_and_show_tell_what_is_in_use_and_how_it_came_to_be(store_url, caps
     assert "'winter' of pets" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["list", "export"])
+def test_a_model_that_the_store_does_not_know_is_no_empty_answer(sqlite_url, capsys, verb):
+    fill(sqlite_url)
+    assert priors_command(sqlite_url, verb, "--model", "pet") == 2
+    shown = capsys.readouterr()
+    assert "--model is 'pet', and the store has priors of cars, pets; did you mean" in shown.err
+    assert shown.out == ""
+
+
 def test_diff_names_the_classes_whose_share_differs(store_url, capsys):
     fill(store_url)
     assert priors_command(store_url, "diff", "--model", "pets") == 0

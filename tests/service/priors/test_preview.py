@@ -163,7 +163,10 @@ def test_a_prior_with_its_own_frequencies_or_a_block_that_lacks_a_class_is_uncal
     _, logits = traffic()
     own = estimated(logits, calibrated(), label_frequencies=[1.0, 1.0, 1.0])
     assert (own.verdict, own.calibrated) == ("uncalibrated", False)
-    assert estimated(logits, calibrated(class_counts=(500, 500, 0))).verdict == "uncalibrated"
+    assert "label_frequencies of its own" in own.reason
+    lacking = estimated(logits, calibrated(class_counts=(500, 500, 0)))
+    assert lacking.verdict == "uncalibrated"
+    assert "no row of some classes" in lacking.reason
 
 
 def test_only_an_estimate_that_helps_is_adopted_and_the_note_says_what_it_rests_on():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
-from service.contract.shift.verdict import assess
+from service.contract.shift.verdict import assess, block_for
 from training.data.streams.blocks import read_blocks
 from training.data.streams.rows import Block, Reading, Source
 from training.faults import WrongUse
@@ -177,14 +177,16 @@ def estimated_prior(sources: Sequence[Source], reading: Reading, scorer: Scorer)
                     held[place] = row
     if not len(held):
         raise WrongUse("the data holds no rows; expected at least one")
-    measured = bundle.calibrated_log_source is not None and scorer.prior.calibrated
+    own_frequencies = not scorer.prior.calibrated and bundle.calibrated_log_source is not None
+    block, uncalibrated = block_for(bundle.estimation, own_frequencies=own_frequencies)
     found = assess(
         held,
         temperature=bundle.temperature,
         log_source=scorer.prior.log_source,
         current=scorer.prior.target,
-        calibration=bundle.estimation if measured else None,
+        calibration=block,
         class_frequencies=bundle.class_counts,
+        uncalibrated=uncalibrated,
     )
     names, estimate = bundle.class_names, found.estimate
 
