@@ -178,13 +178,13 @@ def estimated_prior(sources: Sequence[Source], reading: Reading, scorer: Scorer)
     if not len(held):
         raise WrongUse("the data holds no rows; expected at least one")
     own_frequencies = not scorer.prior.calibrated and bundle.calibrated_log_source is not None
-    block, uncalibrated = block_for(bundle.estimation, own_frequencies=own_frequencies)
+    calibration, uncalibrated = block_for(bundle.estimation, own_frequencies=own_frequencies)
     found = assess(
         held,
         temperature=bundle.temperature,
         log_source=scorer.prior.log_source,
         current=scorer.prior.target,
-        calibration=block,
+        calibration=calibration,
         class_frequencies=bundle.class_counts,
         uncalibrated=uncalibrated,
     )
