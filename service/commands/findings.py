@@ -13,7 +13,7 @@ from service.priors.store import InvalidStoreUrl, open_store, store_url
 from service.process.exit_codes import DONE, FAILED
 from service.settings import InvalidSetting, Settings, check_extras, check_paths, check_threads
 from service.stores.mirror import NoRoom, open_mirror
-from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
+from service.stores.remote import InvalidModelsUrl, LocalCopyFailed, RemoteUnavailable
 
 Finding = tuple[bool | None, str, str]
 """(True: good, False: bad, None: neither; the subject; the finding as text)."""
@@ -125,7 +125,13 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
             opened = session.open_graph(
                 folder, bundle, provider=provider, intra_op_threads=1, device=device
             )
-        except (ValueError, NoRoom, RemoteUnavailable, providers.ProviderUnavailable) as error:
+        except (
+            ValueError,
+            NoRoom,
+            RemoteUnavailable,
+            LocalCopyFailed,
+            providers.ProviderUnavailable,
+        ) as error:
             yield (False, f"model {name}/{version}", str(error)), None
             continue
         classes = len(bundle.class_names)

@@ -40,11 +40,13 @@ UNTRACED = ("/health/", "/metrics", "/v2/health/")
 _FROM_LOG = ("model", "version", "tau", "prior", "revision", "rows")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
 _span: ContextVar[Span | None] = ContextVar("priordial_request_span", default=None)
 
 
 class UnknownProtocol(ValueError):
-    """OTEL_EXPORTER_OTLP_PROTOCOL names another protocol than http/protobuf."""
+    """OTEL_EXPORTER_OTLP_PROTOCOL or _ENDPOINT names another protocol than http/protobuf."""
 
 
 class Traces:
@@ -207,3 +209,9 @@ def _check_protocol(environment: Mapping[str, str]) -> None:
     for name in _PROTOCOLS:
         if environment.get(name, "http/protobuf") != "http/protobuf":
             raise UnknownProtocol(f"{name} is '{environment[name]}'; expected http/protobuf")
+    for name in _ENDPOINTS:
+        endpoint = environment.get(name, "")
+        if endpoint and not endpoint.lower().startswith(("http://", "https://")):
+            raise UnknownProtocol(
+                f"{name} is '{endpoint[:80]}'; expected a URL such as http://collector:4318"
+            )

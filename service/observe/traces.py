@@ -21,4 +21,13 @@ def open_traces(version: str) -> "Traces":
     try:
         return Traces(version=version)
     except ValueError as error:
-        raise TracesUnavailable(str(error)) from None
+        variable = next((v for k, v in _VARIABLES.items() if k in str(error)), "")
+        raise TracesUnavailable(f"{variable}{error}") from None
+
+
+_VARIABLES = {
+    "max_queue_size": "OTEL_BSP_MAX_QUEUE_SIZE: ",
+    "schedule_delay_millis": "OTEL_BSP_SCHEDULE_DELAY: ",
+    "max_export_batch_size": "OTEL_BSP_MAX_EXPORT_BATCH_SIZE: ",
+}
+"""The variables by the names that OpenTelemetry's own errors give them."""

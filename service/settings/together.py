@@ -1,12 +1,13 @@
 """Checks of addresses, paths and ports, and of settings that contradict each other."""
 
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from service.settings.names import InvalidSetting, flag_of
 
-ROOT_PATH = re.compile(r"(?=.{1,200}\Z)(?:/[A-Za-z0-9._~-]+){1,16}")
+ROOT_PATH = re.compile(r"(?=.{1,200}\Z)(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+){1,16}")
 """A path prefix, which goes into links and redirects: `//host` would lead to another host."""
 _ROUTE = re.compile(r"(?=.{1,200}\Z)(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:-]+)+")
 """A path that no client and no proxy rewrites. Vertex AI's own path ends with `:predict`."""
@@ -86,14 +87,26 @@ def _check_ports(values: Mapping[str, Any]) -> None:
 
 def _check_webhook(values: Mapping[str, Any]) -> None:
     webhook = values["webhook"]
-    if webhook and not re.match(r"https?://[^/?#:@\s]", webhook):
+    if webhook and not _is_web_address(webhook):
         raise InvalidSetting(
-            f"--webhook is '{webhook[:80]}'; expected an http or https URL with a host"
+            f"--webhook is '{webhook[:80]}'; expected an http or https URL with a host, and with "
+            "a number from 1 to 65535 where it has a port"
         )
     if webhook and not values["webhook_secret"]:
         raise InvalidSetting(
             "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
         )
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether a request can be sent to a URL: it has a host and no blank, and its port is one."""
+    if not re.fullmatch(r"https?://[^/?#:@\s][^\s\x00-\x1f\x7f]*", url):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half of an IPv6 address
+        return False
 
 
 def _check_sizes(values: Mapping[str, Any]) -> None:

@@ -27,7 +27,9 @@ from service.contract.bundle import (
 )
 from service.stores.remote import (
     ChangedUnderway,
+    InvalidModelsUrl,
     Listing,
+    LocalCopyFailed,
     RemoteFolder,
     RemoteUnavailable,
 )
@@ -56,12 +58,20 @@ class Mirror:
     def __init__(self, remote: RemoteFolder, folder: Path | None, *, max_bytes: int) -> None:
         """Use `folder` for the copy; None: one in the temporary folder, named after the URL.
 
-        max_bytes: the most bytes of the files of all versions together. Raises OSError.
+        max_bytes: the most bytes of the files of all versions together. Raises InvalidModelsUrl
+        where the folder cannot be made.
         """
-        if folder is None:
-            name = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
-            folder = Path(tempfile.gettempdir()) / f"priordial-models-{name}"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            if folder is None:
+                name = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
+                folder = Path(tempfile.gettempdir()) / f"priordial-models-{name}"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            place = "in the temporary folder" if folder is None else f"'{folder}'"
+            raise InvalidModelsUrl(
+                f"--models-cache is {place}: {error.strerror or error}; expected a folder that "
+                "this user can write, or can make"
+            ) from None
         self.folder = folder
         self._remote, self._max_bytes = remote, max_bytes
         self._listing: Listing = {}
@@ -79,6 +89,12 @@ class Mirror:
         try:
             with self._listed:
                 listing = self._remote.listing()
+                if self._remote.seems_lost and self._versions():
+                    raise RemoteUnavailable(
+                        f"{self._remote.url} lists no model version, as an emptied store or an "
+                        "error page does; what was copied keeps serving: put the models back, or "
+                        "stop a model by unloading it by its name"
+                    )
                 with self._alone():
                     self._take_over(listing)
                 self._listing = listing
@@ -106,17 +122,23 @@ class Mirror:
     def fetch(self, folder: Path) -> None:
         """Fetch the files of a version, which is then kept until `release`.
 
-        Raises RemoteUnavailable, ChangedUnderway, NoRoom, InvalidBundle or OSError.
+        Raises RemoteUnavailable, ChangedUnderway, NoRoom, InvalidBundle or LocalCopyFailed.
         """
         key = folder.parent.name, int(folder.name)
-        self._hold(key, folder)
         try:
+            self._hold(key, folder)
             try:
                 bundle = parse_bundle((folder / MANIFEST_FILE).read_bytes())
             except OSError as error:
                 raise InvalidBundle(f"{folder / MANIFEST_FILE}: {error.strerror}") from error
             with self._alone(folder):
                 self._fetch_missing(key, folder, bundle)
+        except OSError as error:
+            self.release(key)
+            raise LocalCopyFailed(
+                f"{error.filename or folder}: {error.strerror or error}; give this user a folder "
+                "that it can write with --models-cache"
+            ) from error
         except BaseException:
             self.release(key)
             raise
@@ -191,7 +213,9 @@ class Mirror:
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}{_PART}")
-            self._remote.fetch(there[name], part, digest=digest)
+            self._remote.fetch(
+                there[name], part, digest=digest, room=lambda size: self._make_room(size, key)
+            )
             part.replace(target)
 
     def _make_room(self, needed: int, key: tuple[str, int]) -> None:

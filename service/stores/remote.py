@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,10 @@ class InvalidModelsUrl(ValueError):
 
 class RemoteUnavailable(RuntimeError):
     """The object store does not answer, or answers with an error."""
+
+
+class LocalCopyFailed(RuntimeError):
+    """A file cannot be written to the local copy, as on a full disk."""
 
 
 class ChangedUnderway(ValueError):
@@ -60,6 +64,8 @@ class RemoteFolder:
                 f"{scheme}://{_PLACES.get(scheme, 'BUCKET/FOLDER')}"
             )
         self.url = url
+        self.seems_lost = False
+        """Whether the last listing is what an emptied store or a web page for people looks like."""
         try:
             fsspec = importlib.import_module("fsspec")
             self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/"), **_options(scheme))
@@ -71,9 +77,10 @@ class RemoteFolder:
 
     def listing(self) -> Listing:
         """Every complete version in the store now."""
+        by_links = self.url.startswith(("http", "file"))  # they have neither sizes nor ETags
         with _typed(self.url):
             self._files.invalidate_cache()
-            if self.url.startswith(("http", "file")):  # links have neither sizes nor ETags
+            if by_links:
                 found = {path: self._files.info(path) for path in self._linked()}
             else:
                 found = self._files.find(self._root, detail=True)
@@ -85,7 +92,9 @@ class RemoteFolder:
                 size = info.get("size")
                 file = RemoteFile(path, -1 if size is None else int(size), _tag(info))
                 versions.setdefault((model, version), {})[name] = file
-        return {key: files for key, files in versions.items() if MANIFEST_FILE in files}
+        whole = {key: files for key, files in versions.items() if MANIFEST_FILE in files}
+        self.seems_lost = not (whole if by_links else found)
+        return whole
 
     def _linked(self) -> Iterator[str]:
         """The files that the pages of a web folder link to, below it.
@@ -103,7 +112,7 @@ class RemoteFolder:
                     raise
                 continue  # a link to a folder that is gone
             for link in links:
-                path = link["name"]
+                path = link["name"].replace("/./", "/")  # Caddy links to `./NAME`
                 if link["type"] != "directory":
                     yield path
                 elif path not in seen and path.startswith(f"{page.rstrip('/')}/"):
@@ -111,28 +120,42 @@ class RemoteFolder:
                     pages.append(path)
 
     def read(self, file: RemoteFile, *, at_most: int) -> bytes:
-        """The bytes of a small file. Raises ChangedUnderway for a larger one."""
+        """The bytes of a small file.
+
+        Raises ChangedUnderway for a larger one, or for another size than the listing's.
+        """
         with _typed(file.path), self._files.open(file.path, "rb", cache_type="none") as source:
             content: bytes = source.read(at_most + 1)
         if len(content) > at_most:
             raise ChangedUnderway(
                 f"{file.path}: larger than {at_most} bytes, the most that is read; publish it again"
             )
+        _check_size(file, len(content))
         return content
 
-    def fetch(self, file: RemoteFile, target: Path, *, digest: str | None) -> None:
+    def fetch(
+        self,
+        file: RemoteFile,
+        target: Path,
+        *,
+        digest: str | None,
+        room: Callable[[int], object],
+    ) -> None:
         """Copy a file to `target`, on disk when this returns.
 
-        Raises ChangedUnderway when its sha256 is not `digest`; `target` is then removed.
+        room: called with the number of bytes that come next, where the listing has no size.
+        Raises ChangedUnderway when its sha256 is not `digest`, or its size is not the listing's,
+        and LocalCopyFailed; `target` is then removed.
         """
-        hashed = hashlib.sha256()
+        hashed, copied = hashlib.sha256(), 0
         try:
-            with (
-                _typed(file.path),
-                self._files.open(file.path, "rb", block_size=8 * _PIECE) as source,
-                target.open("wb") as copy,
-            ):
-                while piece := source.read(_PIECE):
+            with target.open("wb") as copy:
+                for piece in self._pieces(file):
+                    copied += len(piece)
+                    if file.size < 0:
+                        room(len(piece))
+                    elif copied > file.size:
+                        break
                     hashed.update(piece)
                     copy.write(piece)
                 copy.flush()
@@ -141,9 +164,25 @@ class RemoteFolder:
                     f"{file.path}: its sha256 is not that of {MANIFEST_FILE}; copy the whole "
                     "version there, model.json last"
                 )
+            _check_size(file, copied)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise LocalCopyFailed(
+                f"{target}: {error.strerror or error}; make room there, or name another folder "
+                "with --models-cache"
+            ) from error
         except BaseException:
             target.unlink(missing_ok=True)
             raise
+
+    def _pieces(self, file: RemoteFile) -> Iterator[bytes]:
+        """Yield a file's bytes. Only what the store does wrong becomes RemoteUnavailable."""
+        with (
+            _typed(file.path),
+            self._files.open(file.path, "rb", block_size=8 * _PIECE) as source,
+        ):
+            while piece := source.read(_PIECE):
+                yield piece
 
     def _place(self, path: str) -> tuple[str, int, str] | None:
         """Model, version and file name of a path; None for what is no part of a version."""
@@ -159,6 +198,15 @@ class RemoteFolder:
         if not name or posixpath.normpath(name) != name or name.startswith(".."):
             return None
         return parts[0], int(parts[1]), name
+
+
+def _check_size(file: RemoteFile, size: int) -> None:
+    """Raise ChangedUnderway for another size than the listing's, as of an answer without a body."""
+    if file.size >= 0 and size != file.size:
+        raise ChangedUnderway(
+            f"{file.path}: {size} bytes came, and its size is {file.size}; if it was not being "
+            "replaced, check what its server sends"
+        )
 
 
 def _options(scheme: str) -> dict[str, Any]:

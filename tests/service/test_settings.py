@@ -239,6 +239,13 @@ def test_a_variable_of_another_program_is_left_alone(name):
         ("webhook", "http://"),
         ("webhook", "https:///hook"),
         ("webhook", "http://:80/hook"),
+        ("webhook", "http://hooks.example:99999/"),
+        ("webhook", "http://hooks.example:http/"),
+        ("webhook", "http://[::1/"),
+        ("webhook", "http://hooks .example/"),
+        ("webhook", "https://hooks.example/x\r"),
+        ("root_path", "/a/../b"),
+        ("root_path", "/."),
     ],
 )
 def test_an_address_or_path_of_another_form_is_refused(name, value):

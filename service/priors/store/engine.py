@@ -44,6 +44,11 @@ class InvalidStoreUrl(ValueError):
 def parse_store_url(text: str) -> URL:
     """Check a store's URL. Raises InvalidStoreUrl, without the password that the URL may hold."""
     expected = "expected sqlite:///FILE or postgresql://HOST/NAME"
+    if text != text.strip():  # SQLite would start an empty file of that name
+        raise InvalidStoreUrl(
+            "the store's URL begins or ends with a blank, or with the line end of a file that "
+            "Windows wrote; write it without that"
+        )
     shown = (
         f"'{text[:200]}'" if "@" not in text else "not a URL of a store"
     )  # before an @ is a password

@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.api.edge.keys import make_key
+from service.observe.traces import TracesUnavailable, open_traces
 from tests.support.server import ROOT, running, starting
 from tests.support.small_models import inputs, publish_model
 
@@ -264,6 +265,22 @@ def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, t
         )
         assert done.returncode == status
         assert re.search(rf"{mark} +traces ", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://collector:4317"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-5"),
+    ],
+)
+def test_a_variable_with_which_no_span_would_arrive_is_refused_by_its_name(
+    variable, value, monkeypatch
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TracesUnavailable, match=variable):
+        open_traces("1")
 
 
 def test_a_traced_request_that_is_refused_as_soon_as_it_is_read_is_answered(models, collector):

@@ -19,6 +19,7 @@ from service.stores.mirror import Mirror, NoRoom, open_mirror
 from service.stores.remote import (
     ChangedUnderway,
     InvalidModelsUrl,
+    LocalCopyFailed,
     RemoteFolder,
     RemoteUnavailable,
 )
@@ -266,6 +267,133 @@ def test_a_web_folder_that_is_away_or_fails_in_part_takes_no_model_away(tmp_path
         mirror.refresh()
     assert mirror.fault
     assert load_bundle(mirror.folder / "linear" / "1")
+
+
+class OddWeb(Web):
+    """A web folder whose server answers in odd ways."""
+
+    mode: ClassVar[str] = ""
+
+    def do_GET(self):
+        if self.mode == "page for people":
+            self.answer(200, b'<html><a href="news">We are back soon</a></html>', "text/html")
+        elif self.mode == "Caddy" and self.path.endswith("/"):
+            names = sorted(Path(self.translate_path(self.path)).iterdir())
+            links = (f'<a href="./{n.name}{"/" * n.is_dir()}">' for n in names)
+            self.answer(200, "".join(links).encode(), "text/html")
+        elif self.mode == "no bytes" and "Range" in self.headers:
+            self.send_response(304)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def end_headers(self):
+        if self.mode == "no sizes":
+            kept = [line for line in self._headers_buffer if b"ength" not in line]
+            self._headers_buffer = kept
+        elif self.mode == "no bytes":
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def answer(self, status, body, kind):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        super().end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def odd_web(tmp_path, monkeypatch):
+    """The URL of a published model on an OddWeb, and a function that sets its mode."""
+    published(tmp_path)
+    handler = functools.partial(OddWeb, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield (
+            f"http://127.0.0.1:{web.server_port}/models",
+            functools.partial(monkeypatch.setattr, OddWeb, "mode"),
+        )
+        web.shutdown()
+
+
+def test_a_page_for_people_in_place_of_the_list_takes_no_model_away(odd_web, tmp_path):
+    url, set_mode = odd_web
+    mirror = mirror_of(url, tmp_path)
+    mirror.refresh()
+    mirror.fetch(mirror.folder / "linear" / "1")
+    set_mode("page for people")
+    for each in (mirror, mirror_of(url, tmp_path)):  # the second: after a restart
+        with pytest.raises(RemoteUnavailable, match="lists no model version"):
+            each.refresh()
+        assert "keeps serving" in each.fault
+    assert load_bundle(mirror.folder / "linear" / "1")
+    set_mode("")
+    mirror.refresh()
+    assert mirror.fault is None
+
+
+def test_a_bucket_in_which_nothing_is_left_takes_no_model_away(bucket, tmp_path):
+    bucket.publish(published(tmp_path))
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    bucket.delete("linear/1/model.json")
+    bucket.delete("linear/1/model.onnx")
+    with pytest.raises(RemoteUnavailable, match="lists no model version"):
+        mirror.refresh()
+    assert (mirror.folder / "linear" / "1" / "model.json").exists()
+
+
+def test_links_as_caddy_writes_them_lead_to_the_models(odd_web, tmp_path):
+    url, set_mode = odd_web
+    set_mode("Caddy")
+    mirror = mirror_of(url, tmp_path)
+    mirror.refresh()
+    mirror.fetch(mirror.folder / "linear" / "1")
+    assert load_bundle(mirror.folder / "linear" / "1")
+
+
+def test_an_answer_without_the_bytes_of_model_json_is_not_kept(odd_web, tmp_path):
+    url, set_mode = odd_web
+    mirror = mirror_of(url, tmp_path)
+    set_mode("no bytes")
+    mirror.refresh()
+    assert not (mirror.folder / "linear").exists()
+    set_mode("")
+    mirror.refresh()
+    mirror.fetch(mirror.folder / "linear" / "1")
+    assert load_bundle(mirror.folder / "linear" / "1")
+
+
+def test_files_whose_sizes_no_server_tells_are_bounded_too(odd_web, tmp_path):
+    url, set_mode = odd_web
+    set_mode("no sizes")
+    manifest = (tmp_path / "models/linear/1/model.json").stat().st_size
+    mirror = mirror_of(url, tmp_path, max_bytes=manifest + 50)
+    mirror.refresh()
+    with pytest.raises(NoRoom, match="--models-cache-mib"):
+        mirror.fetch(mirror.folder / "linear" / "1")
+    assert files_of(mirror.folder / "linear" / "1") == ["model.json"]
+    larger = mirror_of(url, tmp_path)
+    larger.refresh()
+    larger.fetch(larger.folder / "linear" / "1")
+    assert load_bundle(larger.folder / "linear" / "1")
+
+
+def test_a_copy_that_cannot_be_written_names_the_folder_and_not_the_store(odd_web, tmp_path):
+    url, _ = odd_web
+    mirror = mirror_of(url, tmp_path)
+    mirror.refresh()
+    (mirror.folder / "linear" / "1" / "model.onnx.part").symlink_to("/dev/full")
+    with pytest.raises(LocalCopyFailed, match=r"model\.onnx\.part: No space.*--models-cache"):
+        mirror.fetch(mirror.folder / "linear" / "1")
+
+
+def test_a_folder_for_the_copy_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "copy"):
+        with pytest.raises(InvalidModelsUrl, match=r"--models-cache is .*expected a folder"):
+            open_mirror("file:///nowhere", folder, max_bytes=MIB)
 
 
 @pytest.mark.parametrize(
