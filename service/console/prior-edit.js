@@ -8,7 +8,7 @@ import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Weights } from "./weights.js";
 import { NeedsKey } from "./who.js";
-import { Failed, Group, Loading, percent, when, whole } from "./widgets.js";
+import { Failed, Group, Loading, Marked, percent, when, whole } from "./widgets.js";
 
 const MANY_FLIPS = 0.25; // saving asks for confirmation if at least this share of recent answers would change
 
@@ -99,7 +99,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     <${AsJson} draft=${draft} unread=${notUsed} setDraft=${(d) => { setDraft(d); setError(null); }} />
     <${Preview} path=${path} draft=${draft} bundle=${bundle} unused=${unused} />
     ${error && (error.status === 401 || error.status === 403 ? html`<${NeedsKey} error=${error} again=${() => setError(null)} />`
-      : html`<div class="note" role="alert"><b>${error.title ?? "Not saved"}</b><p>${error.message}</p>${error.errors?.length > 0 && html`<ul>${error.errors.map((e) => html`<li><code>${e.field}</code> ${e.message}</li>`)}</ul>`}</div>`)}
+      : html`<div class="note" role="alert"><b>${error.title ?? "Not saved"}</b><p><${Marked} text=${error.message} /></p>${error.errors?.length > 0 && html`<ul>${error.errors.map((e) => html`<li><code>${e.field}</code> <${Marked} text=${e.message} /></li>`)}</ul>`}</div>`)}
     ${drastic && html`<div class="conflict" role="alert"><h3>This is a drastic change</h3>
       ${drastic.changed !== undefined && html`<p><b>${percent(drastic.changed)}</b> of ${whole(drastic.rows)} recent answers would have had another label.</p>`}
       ${drastic.warnings.map((w) => html`<p>${w}</p>`)}

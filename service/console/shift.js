@@ -6,7 +6,7 @@ import { Chart } from "./chart.js";
 import { groupOf, largest } from "./formula.js";
 import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
-import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole } from "./widgets.js";
+import { Empty, Failed, Group, Loading, Marked, Pager, percent, useLoaded, when, whole } from "./widgets.js";
 
 const EVERY_MS = 2000;
 const PAGE = 20;
@@ -59,7 +59,7 @@ export function Shift({ model, query, go }) {
   const all = [...new Set(["default", name, ...(names.value ?? [])])];
   return html`<div class="line apart"><h1>Shift of ${model}</h1>
       ${all.length > 1 && html`<label class="line tight">against the prior <select value=${name} onChange=${(e) => go({ name: e.target.value })}>${all.map((n) => html`<option value=${n}>${n}</option>`)}</select></label>`}</div>
-    ${error && html`<p class="note" role="alert">${error.message} The page shows the last known values.</p>`}
+    ${error && html`<p class="note" role="alert"><${Marked} text=${error.message} /> The page shows the last known values.</p>`}
     ${value.estimate ? html`<${Board} key=${path} path=${path} found=${value} bundle=${about.value} again=${again} />`
       : html`<div class="card"><${Empty} title="No traffic has been followed yet">
           ${about.value.class_counts || about.value.estimation ? html`<p>The service estimates the class mix of the rows that it scores. The first estimate appears here within a minute of the first predictions (<code>--shift-seconds</code>). Answers on Try are not counted.</p><p><a href=${`#/traffic?model=${encodeURIComponent(model)}`}>Traffic</a> shows what has arrived so far, and how to send a request.</p>`
@@ -84,7 +84,7 @@ function Verdict({ found }) {
   const [title, words] = SAYS[judged.verdict] ?? [judged.verdict, ""];
   const sound = judged.verdict === "usable";
   return html`<section class="card shift-verdict" aria-label="Verdict" aria-live="polite"><h2><span class=${sound ? "changed" : "alerted"}>${title}</span></h2>
-    <p>${sound || !judged.reason ? words : sentence(judged.reason)}</p>
+    <p><${Marked} text=${sound || !judged.reason ? words : sentence(judged.reason)} /></p>
     <p class="quiet">Judged ${when(judged.at)} on ${whole(judged.rows)} rows.${judged.evidence.p !== null && judged.evidence.p !== undefined ? ` Fit to the known classes: p = ${small(judged.evidence.p)}, misfit ${small(judged.evidence.phi2)} for each row.` : ""}</p></section>`;
 }
 
@@ -125,7 +125,7 @@ function Adopting({ path, found, again }) {
         ${preview.expected_error && html`<div><dt>Expected error</dt><dd>${percent(preview.expected_error.before)} → <b>${percent(preview.expected_error.after)}</b></dd></div>`}
         <div><dt>Error saved</dt><dd>${points(estimate.evidence.gain.mean)}, at least ${points(estimate.evidence.gain.low)} (95 %)</dd></div>
         <div><dt>Verdict on these rows</dt><dd>${SAYS[estimate.verdict]?.[0] ?? estimate.verdict}</dd></div></dl>
-      ${state.refused && html`<p class="note" role="alert">${state.refused.message}</p>`}
+      ${state.refused && html`<p class="note" role="alert"><${Marked} text=${state.refused.message} /></p>`}
       <p class="line"><button class="main" disabled=${state.busy} onClick=${() => adopt(false)}>Adopt as the target</button>
         ${state.refused && html`<button class="danger" disabled=${state.busy} onClick=${() => adopt(true)}>Adopt it anyway</button>`}
         <button disabled=${state.busy} onClick=${ask}>Compute again</button></p>`}</section>`;

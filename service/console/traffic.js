@@ -7,7 +7,7 @@ import { fromSample } from "./instances.js";
 import { grown, grownBy, keep, parse, quantile, reading, readingBefore } from "./scrape.js";
 import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
-import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole } from "./widgets.js";
+import { Empty, Failed, Group, Loading, Marked, Pager, percent, useLoaded, when, whole } from "./widgets.js";
 import { groupOf } from "./formula.js";
 
 const EVERY_MS = 2000;
@@ -70,7 +70,7 @@ export function Traffic({ model }) {
   if (!readings.length || about.value?.name !== model) return html`<${Loading} what="the metrics" />`;
   const last = readings[readings.length - 1];
   return html`<h1>Traffic of ${model}</h1>
-    ${error && html`<p class="note" role="alert">${error.message} The page shows the last known values.</p>`}
+    ${error && html`<p class="note" role="alert"><${Marked} text=${error.message} /> The page shows the last known values.</p>`}
     ${last.answered ? html`<${Board} key=${model} model=${model} bundle=${about.value} readings=${readings} />` : html`<${Quiet} model=${model} />`}`;
 }
 

@@ -40,13 +40,16 @@ export const Loading = ({ what }) => html`<p class="state" role="status"><span c
 
 export const Empty = ({ title, children }) => html`<div class="state"><h2>${title}</h2><div>${children}</div></div>`;
 
+/** Text of the service, where backticks mark code. */
+export const Marked = ({ text }) => text.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+
 /** An error, and the next step: another key after a 401 or 403, else a button to try again. */
 export function Failed({ error, again }) {
   if (error instanceof Problem && (error.status === 401 || error.status === 403))
     return html`<${NeedsKey} error=${error} again=${again} />`;
   return html`<div class="state bad" role="alert">
     <h2>${error.title ?? "No answer"}</h2>
-    <p>${error.message}</p>
+    <p><${Marked} text=${error.message} /></p>
     ${again && html`<button onClick=${again}>Try again</button>`}
   </div>`;
 }

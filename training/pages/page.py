@@ -25,7 +25,8 @@ h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem;
 .lead { color: var(--soft); margin: 0 0 1.2rem; max-width: 75ch; }
 p { max-width: 80ch; }
 figure { margin: 1.25rem 0 1.75rem; }
-figure svg { width: 100%; height: auto; max-width: var(--w); display: block; }
+figure svg { width: 100%; height: auto; max-width: var(--w); min-width: min(var(--w), 600px);
+  display: block; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
 figcaption b { color: var(--ink); }
 .scroll { overflow-x: auto; }
@@ -72,8 +73,9 @@ def command(text: str) -> Block:
 def figure(svg: str, caption: str, *, name: str = "") -> Block:
     """Make a chart with a caption, which begins with `name` in bold.
 
-    The chart is shown at the drawing's own width, so that all charts have type of one size. Raises
-    ValueError unless `svg` is an <svg> element with a width in points.
+    The chart is shown at the drawing's own width, so that all charts have type of one size. On a
+    narrow screen it scrolls sideways before its type becomes too small to read. Raises ValueError
+    unless `svg` is an <svg> element with a width in points.
     """
     points = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', svg)
     if points is None:
@@ -81,7 +83,7 @@ def figure(svg: str, caption: str, *, name: str = "") -> Block:
     width = round(_PIXELS_A_POINT * float(points[1]))
     bold = f"<b>{html.escape(name)}</b> " if name else ""
     return Block(
-        f'<figure style="--w:{width}px">{svg}'
+        f'<figure style="--w:{width}px"><div class="scroll" tabindex="0">{svg}</div>'
         f"<figcaption>{bold}{_inline(caption)}</figcaption></figure>"
     )
 
@@ -107,7 +109,7 @@ def table(
     )
     over = f"<caption>{_inline(caption)}</caption>" if caption else ""
     return Block(
-        f'<div class="scroll"><table>{over}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table>{over}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -1,6 +1,9 @@
 """The page Shift: the estimate of traffic, the effect of adopting it, and undoing that."""
 
+import json
+
 import httpx
+import numpy as np
 import pytest
 
 from tests.service.console.conftest import serious, shipped
@@ -55,6 +58,22 @@ def test_the_page_shows_estimate_verdict_and_target(
     page.screenshot(path=screenshots / f"shift-{width}-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert serious(page) == []
+
+
+def test_the_verdict_shows_commands_as_code(open_page, tmp_path):
+    """The reason of the service showed its backticks."""
+    models = shipped(tmp_path / "models", "digits")
+    for file in models.glob("digits/*/model.json"):
+        bundle = json.loads(file.read_text(encoding="utf-8"))
+        bundle.pop("estimation", None)
+        file.write_text(json.dumps(bundle), encoding="utf-8")
+    with running(models, default_model="digits", shift_seconds=1) as server:
+        rows = np.random.default_rng(0).normal(size=(2_000, 64)).tolist()
+        httpx.post(f"{server.url}/predict", json={"instances": rows}).raise_for_status()
+        verdict = open_page("/#/shift?model=digits", base=server.url).get_by_label("Verdict")
+        command = verdict.get_by_role("code").filter(has_text="training calibrate models/")
+        command.wait_for()
+        assert "`" not in verdict.inner_text()
 
 
 def test_an_estimate_is_adopted_against_the_rule_and_taken_back(open_page, followed):

@@ -36,7 +36,7 @@ def test_names_in_any_script_are_drawn_without_a_warning(document, recwarn):
 
 
 def test_the_type_of_all_charts_has_one_size(document):
-    figures = re.findall(r'--w:(\d+)px"><svg[^>]*\swidth="([\d.]+)pt"', page_of(document))
+    figures = re.findall(r'--w:(\d+)px"><div[^>]*><svg[^>]*\swidth="([\d.]+)pt"', page_of(document))
     assert len(figures) == 4
     for pixels, points in figures:
         assert abs(int(pixels) / float(points) - 1.4) < 0.01

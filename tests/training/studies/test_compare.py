@@ -229,7 +229,7 @@ def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     for path in (out / "figures").iterdir():
         ET.parse(path)
     assert html.count("<svg") == len(figures)
-    widths = re.findall(r'--w:(\d+)px"><svg[^>]*\swidth="([\d.]+)pt"', html)
+    widths = re.findall(r'--w:(\d+)px"><div[^>]*><svg[^>]*\swidth="([\d.]+)pt"', html)
     assert len(widths) == len(figures)
     assert {round(int(pixels) / float(points), 2) for pixels, points in widths} == {1.4}
     captions = re.findall("<figcaption>(.*?)</figcaption>", html)
