@@ -345,6 +345,10 @@ def _notes(
         notes.append("note     the file takes tokens; the caller must tokenise texts")
     if bundle.input.kind == "image":
         notes.append("note     the file takes tensors; the caller must prepare images")
+    if revision.prior.costs is not None:
+        notes.append("note     the file has probabilities only; the caller must decide by cost")
+    if revision.prior.switch is not None:
+        notes.append("note     the file has this prior only, not those that it leads to")
     return notes
 
 

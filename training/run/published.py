@@ -15,7 +15,7 @@ from service.contract.bundle import MANIFEST_FILE, Bundle, InvalidBundle, load_b
 from service.contract.inputs.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, InputStatistics, measure
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
-from service.contract.members.body import InvalidPrior, parse_prior
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
 from service.contract.prior import Prior, UnknownLabelFrequencies, resolve_prior
 from training.data.dataset import Dataset, ImageSpec, Known, Split, counts_of
 from training.data.feed import graph_inputs
@@ -339,17 +339,16 @@ def _read_prior(path: Path, *, flag: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        shifted = "forward-K, backward-K " if flag == "--target" else ""
         raise WrongUse(
-            f"{flag} {path}: {error.strerror}; expected uniform, training, forward-K, backward-K "
-            "or a JSON file"
+            f"{flag} {path}: {error.strerror}; expected uniform, training, {shifted}or a JSON file"
         ) from error
     except ValueError as error:
         raise WrongUse(
             f"{flag} {path}: is not JSON: {error}; expected an object by class name, or a prior"
         ) from error
-    whole = (
-        isinstance(content, dict)
-        and "target" in content
-        and not isinstance(content["target"], (int, float))
+    whole = isinstance(content, dict) and any(  # a number is the value of a class of that name
+        name in content and not isinstance(content[name], (int, float))
+        for name in PriorBody.model_fields
     )
     return content if whole else {"target": content}

@@ -8,6 +8,7 @@ rejected when every decision is expected to cost more (Chow 1970; Elkan, IJCAI 2
 posterior itself is not changed by costs.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,10 +79,20 @@ class Costs:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays, in bytes."""
+        return sum(array.nbytes for array in self._arrays())
+
+    def digest(self) -> bytes:
+        """Identifies the costs: equal where the arrays and the cost of rejection are."""
+        found = hashlib.sha256(repr(self.reject).encode())
+        for array in self._arrays():
+            found.update(f"{array.dtype} {array.shape}".encode())
+            found.update(array.tobytes())
+        return found.digest()
+
+    def _arrays(self) -> list[NDArray[Any]]:
         pairs = self.pairs
         of_pairs = () if pairs is None else (pairs.true, pairs.more, pairs.starts, pairs.decided)
-        arrays = (self.miss, self.matrix, *of_pairs)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return [array for array in (self.miss, self.matrix, *of_pairs) if array is not None]
 
     def expected(self, probabilities: NDArray[Any]) -> Vector:
         """The expected cost [n, C] of deciding each class, of posteriors [n, C]."""

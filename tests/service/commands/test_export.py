@@ -67,6 +67,21 @@ def test_the_file_holds_the_formula(tmp_path, export, tau, temperature):
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
+@pytest.mark.parametrize(
+    ("members", "note"),
+    [
+        ({"costs": {"reject": 0.2}}, "the caller must decide by cost"),
+        ({"context": {"site": {"north": "winter"}}}, "not those that it leads to"),
+    ],
+)
+def test_what_the_file_cannot_hold_of_a_prior_is_noted(tmp_path, export, members, note):
+    folder = publish_model(tmp_path / "models").parent
+    status, _, err = export(folder, "--prior", write(tmp_path, {**PRIOR, **members}))
+    assert (status, note in err) == (0, True), err
+    _, _, plain = export(folder, "--prior", write(tmp_path, PRIOR))
+    assert note not in plain
+
+
 def test_the_file_equals_the_service_bit_by_bit_under_a_stored_prior(tmp_path, export):
     models, store = tmp_path / "models", f"sqlite:///{tmp_path}/priors.db"
     publish_model(models)

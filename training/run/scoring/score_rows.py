@@ -22,7 +22,7 @@ from training.faults import RunFailed, WrongUse
 from training.run.scoring.on_ray import SHARES_OF_A_WORKER, run_on_ray
 from training.run.scoring.parts import Parts, part_of, write_part
 from training.run.scoring.processes import Report, run_in_processes
-from training.run.scoring.scorer import ANSWERS, ERROR, Scorer, Scoring, estimated_prior
+from training.run.scoring.scorer import ERROR, Scorer, Scoring, estimated_prior
 
 
 def score_rows(
@@ -54,7 +54,7 @@ def score_rows(
     scorer = Scorer(scoring)
     sources = find_sources(place)
     _check_out(out, sources)
-    _check_kept(keep, (*ANSWERS, ERROR) if skip_broken else ANSWERS)
+    _check_kept(keep, (*scorer.columns(), ERROR) if skip_broken else scorer.columns())
     reading = Reading(
         spec=scorer.model.bundle.input,
         columns=_columns(columns, scorer.trained_columns()),
@@ -206,6 +206,8 @@ def _identity(sources: Sequence[Source], reading: Reading, scorer: Scorer) -> di
     prior = scorer.prior
     adjustment = hashlib.sha256(prior.log_target.tobytes())
     adjustment.update(b"" if prior.log_source is None else prior.log_source.tobytes())
+    if prior.costs is not None:
+        adjustment.update(prior.costs.digest())
     return {
         "model": files_digest([scorer.scoring.model / MANIFEST_FILE]),
         "tau": scorer.tau,

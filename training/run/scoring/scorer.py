@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
+from service.contract.members.costs import REJECTED
 from service.contract.shift.verdict import assess, block_for
 from training.data.streams.blocks import read_blocks
 from training.data.streams.rows import Block, Reading, Source
@@ -25,6 +26,8 @@ ANSWERS = (
     *("top_index", "top_probability", "probabilities"),
 )
 """The columns of the answers."""
+DECISION = ("decision", "decision_index", "expected_cost")
+"""The columns that answers have too where the prior has costs."""
 ERROR = "error"
 """The column that says why a row is broken, if such rows are skipped."""
 MAX_ESTIMATE_CELLS = 4_000_000
@@ -59,6 +62,12 @@ class Scorer:
         bundle = self.model.bundle
         self.tau = bundle.tau if scoring.tau is None else checked_tau(scoring.tau)
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
+        if self.prior.switch is not None:
+            raise WrongUse(
+                f"--prior {scoring.prior}: its context or schedule leads to other stored priors, "
+                "which only the service has; give the prior that applies to these rows, or leave "
+                "out context and schedule to use this one"
+            )
         if self.tau and self.prior.log_source is None:
             raise WrongUse(
                 f"{scoring.model} has no class_counts, so its source prior is unknown; "
@@ -74,6 +83,10 @@ class Scorer:
             scoring.model / "model.onnx", bundle.output.name, threads=scoring.threads
         )
         self._feeds = self.model.feeder(self._session)
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the answers."""
+        return ANSWERS if self.prior.costs is None else (*ANSWERS, *DECISION)
 
     def trained_columns(self) -> tuple[str, ...] | None:
         """The columns of the table that the model was trained on; None if not in model.json."""
@@ -131,6 +144,11 @@ class Scorer:
             "unadjusted_index": pa.array(own),
             "unadjusted_probability": pa.array(unadjusted[rows, own]),
         }
+        if self.prior.costs is not None:
+            decided = self.prior.costs.decide(probabilities)
+            index = pa.array(decided.index, mask=decided.index == REJECTED)
+            found = (names.take(index), index, pa.array(decided.expected_cost))
+            columns.update(zip(DECISION, found, strict=True))
         if self.scoring.top_k:
             k = min(self.scoring.top_k, probabilities.shape[1])
             top = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]

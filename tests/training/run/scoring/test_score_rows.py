@@ -478,6 +478,65 @@ def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
     np.testing.assert_allclose(found, expected(rows, 0.37, target).max(axis=1), atol=1e-6)
 
 
+def prior_file(tmp_path, document, name="prior.json"):
+    (tmp_path / name).write_text(json.dumps(document))
+    return str(tmp_path / name)
+
+
+@pytest.mark.parametrize("tau", [0, 1])
+def test_a_prior_with_costs_decides_every_row_by_them(model, rows, tmp_path, tau):
+    size, reject = len(COUNTS), 2.0
+    matrix = np.random.default_rng(0).uniform(1, 9, (size, size)).round(3)
+    np.fill_diagonal(matrix, 0)
+    prior = prior_file(tmp_path, {"costs": {"matrix": matrix.tolist(), "reject": reject}})
+    path, out = written(tmp_path, rows, "npz"), tmp_path / "out.parquet"
+    score_rows(str(path), out, Scoring(model=model, tau=tau, prior=prior))
+    found = parquet.read_table(out)
+    cost = expected(rows, tau) @ matrix
+    wanted = [None if row.min() > reject else int(row.argmin()) for row in cost]
+    assert None in wanted
+    assert len(set(wanted)) > 2
+    assert found.column("decision_index").to_pylist() == wanted
+    labels = dict(
+        zip(*(found.column(name).to_pylist() for name in ("index", "label")), strict=True)
+    )
+    decided = found.column("decision").to_pylist()
+    for name, index in zip(decided, wanted, strict=True):
+        assert name == (None if index is None else labels.get(index, name))
+    costs = np.minimum(cost.min(axis=1), reject)
+    np.testing.assert_allclose(found.column("expected_cost").to_numpy(), costs, atol=1e-5)
+
+
+def test_a_stopped_run_is_not_mixed_with_one_of_other_costs(model, rows, tmp_path):
+    path, out = written(tmp_path, rows, "npy"), tmp_path / "out.parquet"
+    one, other = (
+        prior_file(tmp_path, {"costs": {"reject": reject}}, f"{reject}.json")
+        for reject in (0.1, 0.2)
+    )
+
+    def stop(_blocks, _rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(str(path), out, Scoring(model=model, prior=one), report=stop)
+    with pytest.raises(WrongUse, match="other prior"):
+        score_rows(str(path), out, Scoring(model=model, prior=other))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"target": "training", "context": {"site": {"north": "winter"}}},
+        {"schedule": {"time_zone": "UTC", "rules": [{"months": [1], "prior": "winter"}]}},
+    ],
+)
+def test_a_prior_that_leads_to_others_is_refused(model, rows, tmp_path, document):
+    path, out = written(tmp_path, rows, "npy"), tmp_path / "out.parquet"
+    prior = prior_file(tmp_path, document)
+    with pytest.raises(WrongUse, match="leads to other stored priors, which only the service has"):
+        score_rows(str(path), out, Scoring(model=model, prior=prior))
+
+
 def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path, capsys):
     publish_model(tmp_path / "models", name="pictures", model=image_model(), **IMAGE_FIELDS)
     folder = tmp_path / "images" / "day 1"
