@@ -132,7 +132,7 @@ class Management:
         return pb.RepositoryModelUnloadResponse()
 
     async def _order(self, request: Any, verb: str, context: Context) -> None:
-        path = f"/v2/repository/models/{quote(request.model_name, safe='')}/{verb}"
+        path = f"/v2/repository/models/{messages.segment(request.model_name)}/{verb}"
         # The route looks at the names only: it takes no value of any of them.
         body = orjson.dumps({"parameters": dict.fromkeys(request.parameters)})
         status, content = await self._ask("POST", path, context, body)
@@ -159,7 +159,7 @@ class Management:
             "method": method,
             "scheme": "http",
             "path": path,
-            "raw_path": path.encode(),
+            "raw_path": quote(path).encode(),
             "query_string": b"",
             "root_path": "",
             "headers": headers,

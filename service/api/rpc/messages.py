@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -128,8 +127,13 @@ def http_request(message: bytes) -> HttpRequest:
 
 def model_path(name: str, version: str) -> str:
     """Return the path of a model, or of a version if it is not empty, in the HTTP protocol."""
-    path = f"/v2/models/{quote(name, safe='')}"
-    return f"{path}/versions/{quote(version, safe='')}" if version else path
+    path = f"/v2/models/{segment(name)}"
+    return f"{path}/versions/{segment(version)}" if version else path
+
+
+def segment(name: str) -> str:
+    """Return a name as one segment of a decoded path: no name of a model has a slash."""
+    return name.replace("/", "%2F")
 
 
 def parsed(message: bytes) -> pb.ModelInferRequest:

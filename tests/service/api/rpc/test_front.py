@@ -151,6 +151,8 @@ def test_a_model_is_unloaded_and_loaded_again(client):
     ("model", "made", "code", "says"),
     [
         ("none", lambda: tensor(inputs(1)), "NOT_FOUND", "none"),
+        ("größe 1;?", lambda: tensor(inputs(1)), "NOT_FOUND", "no model 'größe 1;?'"),
+        ("image/versions/1", lambda: tensor(inputs(1)), "NOT_FOUND", "image%2Fversions%2F1"),
         ("linear", lambda: tensor(inputs(1, features=FEATURES + 1)), "INVALID_ARGUMENT", "shape"),
         ("linear", lambda: tensor(inputs(1), "y"), "INVALID_ARGUMENT", "'y'"),
     ],
@@ -178,6 +180,13 @@ def test_a_call_that_is_not_served_is_refused_in_the_words_of_http(client, call,
     with pytest.raises(InferenceServerException, match=words) as refused:
         call(client)
     assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("verb", ["get_model_metadata", "get_model_config", "load_model"])
+def test_a_model_of_any_name_is_named_as_it_was_sent(client, verb):
+    """The message had the name as it is in a path, with %20 for a blank."""
+    with pytest.raises(InferenceServerException, match="'größe 1;'"):
+        getattr(client, verb)("größe 1;")
 
 
 @pytest.mark.parametrize("sent", [{"config": "{}"}, {"config": "{}", "files": {"file:1/m": b"x"}}])
