@@ -144,16 +144,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _BY_STATUS.get(error.status_code, "malformed")
+    methods = ", ".join(_methods_here(request)) if kind == "method-not-allowed" else ""
     detail = {
         "not-found": f"there is no route {_path(request)[:200]}; /docs lists them all",
         "method-not-allowed": (
             f"{request.method} is not allowed at {_path(request)[:200]}; "
-            f"use {(error.headers or {}).get('Allow', 'a method that /docs lists')}"
+            f"use {methods or 'a method that /docs lists'}"
         ),
     }.get(kind, str(error.detail))
     headers = error.headers
     if kind == "method-not-allowed":
-        headers = {"Allow": ", ".join(_methods_here(request))}
+        headers = {"Allow": methods}
     return answer(request, Problem(kind, detail, headers=headers))
 
 

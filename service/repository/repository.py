@@ -203,11 +203,13 @@ class Repository:
         if self._on_demand is not None and name in self._on_demand.resting:
             return "loaded when a request names it"
         keep = wish.keep_versions or self._keep
+        trial = wish.rollout
+        if trial is not None and version < trial.version and version not in self._versions(name):
+            return "a newer version is on trial in its place"
         if name in self._stops and version in self._versions(name)[:keep]:
             return LOADING
-        if name not in self._loaded:
-            return "not loaded"
-        return f"not among the newest {keep} versions"
+        loaded = name in self._loaded
+        return f"not among the newest {keep} versions" if loaded else "not loaded"
 
     def _wanted(self) -> list[str]:
         return [name for name in self.names_on_disk() if self.wish(name).loaded]
@@ -338,12 +340,15 @@ class Repository:
         self._folder.check(name)
         there = self._folder.versions(name)
         if version not in there or version == there[0]:
-            older = f"the folder has {', '.join(map(str, there)) or 'none'}"
+            held = f"the folder has {', '.join(map(str, there)) or 'none'}"
             raise NoRollout(
                 f"version {version} of model '{name}' cannot be on trial: it must be in the folder "
-                f"together with an older version; {older}"
+                f"together with an older version; {held}"
             )
-        stable = max(each for each in there if each < version)
+        older = [each for each in there if each < version]
+        answering = next(iter(self._loaded.get(name, ())), version)
+        allowed = set(older) - set(self.wish(name).withdrawn)
+        stable = answering if answering in allowed else max(allowed or older)
         begin = partial(wishes.begin_rollout, version=version, share=share, stable=stable)
         await self._book.give(name, begin, by=by)
 
@@ -461,11 +466,12 @@ class Repository:
         newest = None if wish.rollout is None else wish.rollout.version
         if newest is None and self._rollout < 1:
             newest = wish.accepted
-        return [
+        there = [
             version
             for version in self._folder.versions(name)[::-1]
             if version not in wish.withdrawn and (newest is None or version <= newest)
         ]
+        return there if wish.rollout is None else wishes.without_replaced(there, wish)
 
     async def _refresh(self, name: str, stop: "asyncio.Future[str]") -> str | None:
         wish = self.wish(name)

@@ -43,6 +43,7 @@ class Application:
         """
         self.settings = read_settings({}, os.environ) if settings is None else settings
         self._service: Service | None = None
+        self._started = False
         self._resources = contextlib.ExitStack()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -65,8 +66,15 @@ class Application:
         """Load models and priors.
 
         Raises the errors with which `serve` would refuse to start (`serving.WILL_NOT_START`). All
-        that was opened is then closed again.
+        that was opened is then closed again. Raises RuntimeError until `stop` has ended the last
+        start: the threads of two services would otherwise run, and one of them for ever.
         """
+        if self._started:
+            raise RuntimeError(
+                "the application has been started already, as by the server's lifespan; await "
+                "stop() first, or leave one of the two starts out"
+            )
+        self._started = True
         try:
             root = self._resources.enter_context(new_run())
             service = Service(self.settings, RunFolder(root), owns_process=False)
@@ -78,6 +86,7 @@ class Application:
                 raise
         except BaseException:
             self._resources.close()
+            self._started = False
             raise
         self._service = service
 
@@ -95,8 +104,11 @@ class Application:
         service, self._service = self._service, None
         if service is not None:
             service.drain()
-            await service.stop()
-        self._resources.close()
+            try:
+                await service.stop()
+            finally:
+                self._resources.close()
+                self._started = False
 
     @property
     def fault(self) -> str | None:

@@ -15,6 +15,8 @@ SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file", "memory")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "hf": "hf", "http": "http", "https": "http"}
 _PLACES = {"http": "HOST/FOLDER", "https": "HOST/FOLDER", "hf": "OWNER/NAME", "file": "/FOLDER"}
 _PIECE = 2**20
+SILENT_SECONDS = 60.0
+"""A web server that sends nothing for so long is away. A large file may take any time."""
 
 
 class InvalidModelsUrl(ValueError):
@@ -211,7 +213,11 @@ def _check_size(file: RemoteFile, size: int) -> None:
 
 def _options(scheme: str) -> dict[str, Any]:
     """Options that keep listings fresh; credentials come from the environment of each library."""
-    own = {} if scheme == "memory" else {"skip_instance_cache": True}
+    own: dict[str, Any] = {} if scheme == "memory" else {"skip_instance_cache": True}
+    if scheme in ("http", "https"):
+        aiohttp = importlib.import_module("aiohttp")
+        limits = {"sock_connect": SILENT_SECONDS, "sock_read": SILENT_SECONDS}
+        own["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, **limits)}
     cached = scheme in ("file", "memory", "http", "https")
     return own if cached else {**own, "use_listings_cache": False}
 
@@ -238,6 +244,8 @@ def _typed(what: str) -> Iterator[None]:
         yield
     except (ChangedUnderway, RemoteUnavailable):
         raise
+    except TimeoutError as error:
+        raise RemoteUnavailable(f"{what} cannot be read: nothing came in time") from error
     except Exception as error:
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise RemoteUnavailable(f"{what} cannot be read: {words}") from error

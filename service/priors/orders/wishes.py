@@ -149,6 +149,20 @@ def take_up(wish: Wish, *, newest: int, serving: int | None, share: float) -> Wi
     return wish.model_copy(update={"rollout": Rollout(version=newest, share=share)})
 
 
+def without_replaced(versions: list[int], wish: Wish) -> list[int]:
+    """Leave out the versions that were never accepted, except the one on trial.
+
+    A newer version has replaced them on trial, so they answer nothing. Where no version that was
+    accepted is left, all remain: something must answer.
+    """
+    assert wish.rollout is not None
+    accepted = wish.accepted
+    if accepted is None:
+        return versions
+    kept = [each for each in versions if each <= accepted or each == wish.rollout.version]
+    return kept if any(each <= accepted for each in kept) else versions
+
+
 def promote(wish: Wish) -> Wish:
     """Let the version on trial answer every request. Raises NoTrial."""
     accepted = _on_trial(wish).version

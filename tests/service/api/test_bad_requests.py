@@ -293,6 +293,11 @@ def test_other_ways_to_ask_wrongly(refused, client):
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
         answer = client.request(method, "/predict")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    for path in ("/priors", "/models/linear/rollout"):
+        answer = client.post(path)
+        assert answer.status_code == 405
+        assert answer.json()["detail"].endswith(f"use {answer.headers['allow']}")
+        assert "PUT" in answer.headers["allow"]
 
 
 def test_a_prior_is_put_whole_or_refused_with_every_wrong_field(client):

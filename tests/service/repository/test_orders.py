@@ -219,6 +219,45 @@ def test_a_version_on_trial_is_promoted_or_taken_back_everywhere_and_for_good(mo
     asyncio.run(go())
 
 
+def test_a_version_that_was_replaced_on_trial_answers_nothing(models, tmp_path):
+    """It was never promoted, so the version before both answers the rest."""
+    rollout = "/models/linear/rollout"
+    store = f"sqlite:///{tmp_path}/p.db"
+
+    async def go():
+        async with replica(models, store, rollout=0.5) as one:
+            for version in (2, 3):
+                publish_version(models, version)
+                await done(one.post(LOAD))
+                assert set(await versions(one, rows=20)) == {1, version}
+            index = (await one.post("/v2/repository/index")).json()
+            assert "in its place" in next(v["reason"] for v in index if v["version"] == "2")
+            await done(one.put(rollout, json={"version": 3, "share": 0.4}))
+            assert set(await versions(one, rows=20)) == {1, 3}
+            publish_version(models, 4)
+            await done(one.put(rollout, json={"version": 4, "share": 0.5}))
+            assert set(await versions(one, rows=20)) == {1, 4}
+        async with replica(models, store, rollout=0.5) as later:
+            assert set(await versions(later, rows=20)) == {1, 4}
+            await done(later.post(f"{rollout}/take-back"))
+            assert set(await versions(later, rows=20)) == {1}
+
+    asyncio.run(go())
+
+
+def test_where_the_accepted_version_is_gone_another_one_answers(models, tmp_path):
+    async def go():
+        async with replica(models, f"sqlite:///{tmp_path}/p.db", rollout=0.5) as one:
+            for version in (2, 3):
+                publish_version(models, version)
+                await done(one.post(LOAD))
+            shutil.rmtree(models / "linear" / "1")
+            await done(one.post(LOAD))
+            assert set(await versions(one, rows=20)) == {2, 3}
+
+    asyncio.run(go())
+
+
 def test_a_version_can_be_put_on_trial_where_new_ones_are_taken_up_at_once(models, tmp_path):
     async def go():
         publish_version(models, 2)

@@ -173,6 +173,26 @@ def test_a_stopped_application_can_be_started_again(settings):
         assert status == 200
 
 
+def test_a_second_start_is_refused_and_leaves_the_first_as_it_is(settings):
+    app = create_app(settings)
+
+    async def go():
+        first = asyncio.create_task(app.start())
+        await asyncio.sleep(0)  # the first has begun, and is not done
+        with pytest.raises(RuntimeError, match="started already"):
+            await app.start()
+        await first
+        with pytest.raises(RuntimeError, match=r"await stop\(\) first"):
+            await app.start()
+        answered, _ = await send(app, "GET", "/health/ready")
+        await app.stop()
+        return answered
+
+    assert asyncio.run(go()) == 200
+    ((status, _),) = run(app, ("GET", "/health/ready"))
+    assert status == 200
+
+
 def test_the_threads_of_a_stopped_application_end(settings):
     """Python ends while none of them is in compiled code, which could abort the process."""
     before = set(threading.enumerate())

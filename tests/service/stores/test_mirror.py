@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -378,6 +379,14 @@ def test_files_whose_sizes_no_server_tells_are_bounded_too(odd_web, tmp_path):
     larger.refresh()
     larger.fetch(larger.folder / "linear" / "1")
     assert load_bundle(larger.folder / "linear" / "1")
+
+
+def test_a_web_server_that_falls_silent_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.stores.remote.SILENT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # the system takes what nobody reads
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/models"
+        with pytest.raises(RemoteUnavailable, match="models cannot be read: nothing came in time"):
+            mirror_of(url, tmp_path).refresh()
 
 
 def test_a_copy_that_cannot_be_written_names_the_folder_and_not_the_store(odd_web, tmp_path):
