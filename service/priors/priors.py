@@ -421,6 +421,17 @@ class Priors:
             )
         return entry
 
+    async def refreshed(self, bundle: Bundle, name: str) -> StoredRevision | None:
+        """The newest entry of a prior in use, as the store has it now; None where none is in use.
+
+        This worker serves it from now on. Raises StoreUnavailable.
+        """
+        newest = await self.history(bundle.name, name, before=None, limit=1)
+        held = self.last(bundle.name, name)
+        if newest and (held is None or held.revision < newest[0].revision):
+            self._apply([await self.entry(bundle, name, newest[0].revision)])
+        return self.newest(bundle.name, name)
+
     async def history(
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:

@@ -18,14 +18,16 @@ from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
 from service.contract.members.body import InvalidPrior, parse_prior, short
 from service.contract.nearest import did_you_mean
-from service.priors.changes import AddCounts, Draft
+from service.priors.changes import AddCounts, Condition, Draft
 from service.priors.names import DEFAULT, MAX_REVISION
 from service.priors.preview import check_adoptable, evidence_note
 from service.priors.priors import Priors
 from service.priors.revisions import (
     BUILT_IN,
+    PriorConflict,
     PriorDoesNotFit,
     PriorRevision,
+    StaleRevision,
     StoredRevision,
     UnknownPrior,
     Written,
@@ -167,6 +169,9 @@ class PriorRoutes:
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
         check_prior_name(name)
+        # Another worker may have stored a newer revision, which the estimate must start from.
+        before = await self._priors.refreshed(bundle, name)
+        condition.check(name, before)
         _, found = await self._insight.assess(bundle, name, window)
         if not force:
             check_adoptable(found)
@@ -175,9 +180,19 @@ class PriorRoutes:
         body = await asyncio.to_thread(draft)
         candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
         flips = await self._insight.flips(bundle, name, candidate, force=force)
-        written = await self._priors.put(
-            bundle, name, body, by=request.state.by, condition=condition
+        unchanged = (
+            Condition(if_none_match="*")
+            if before is None
+            else Condition(if_match=frozenset({before.revision}))
         )
+        try:
+            written = await self._priors.put(
+                bundle, name, body, by=request.state.by, condition=unchanged
+            )
+        except StaleRevision:
+            raise PriorConflict(
+                f"prior '{name}' was changed while the estimate was made; adopt again"
+            ) from None
         return await self._written(request, "adopt", bundle, written, flips=flips, force=force)
 
     async def delete(self, request: Request, name: Name) -> Response:

@@ -28,7 +28,7 @@ ROUTE = "/models/pets/priors"
 
 
 @contextlib.asynccontextmanager
-async def serving(url, *bundles, reservoir=None, watch=None, keys=(), **options):
+async def serving(url, *bundles, reservoir=None, watch=None, keys=(), poll_seconds=0.02, **options):
     """A client of an application with the routes of priors; the first bundle is the default."""
     models = {bundle.name: bundle for bundle in bundles}
 
@@ -38,7 +38,7 @@ async def serving(url, *bundles, reservoir=None, watch=None, keys=(), **options)
         except KeyError:
             raise UnknownModel(f"no model '{name}'") from None
 
-    async with following(url) as priors:
+    async with following(url, poll_seconds=poll_seconds) as priors:
         app = application(
             routers=[
                 router(
@@ -523,8 +523,8 @@ def test_each_worker_is_listed_with_what_it_serves(store_url):
         assert (await client.get("/priors/never/replicas")).status_code == 404
 
 
-def reservoir_of(logits):
-    reservoir = LogitReservoir(3, max_rows=len(logits))
+def reservoir_of(logits, *, kind=LogitReservoir):
+    reservoir = kind(3, max_rows=len(logits))
     reservoir.add(np.asarray(logits, np.float32))
     return reservoir
 
@@ -747,6 +747,48 @@ def test_an_estimate_is_adopted_only_where_the_rule_allows_it_and_with_its_evide
         forced = await client.post("/priors/default/estimate/adopt?force=1")
         assert forced.status_code == 200
         assert "forced although" in forced.json()["note"]
+
+
+def test_an_estimate_is_adopted_onto_what_another_worker_has_just_stored(store_url):
+    reservoir = reservoir_of(np.random.default_rng(3).normal(size=(300, 3)))
+    costs = {"costs": {"reject": 0.2}}
+
+    @scenario(store_url, reservoir=reservoir, poll_seconds=60)
+    async def _(client):
+        await client.put("/priors", json={"target": "training"})
+        async with following(store_url) as other:
+            await other.put(make_bundle(), "default", parse_prior({**PRIOR, **costs}), by="b")
+            adopted = await client.post("/priors/default/estimate/adopt?force=1")
+            assert adopted.headers["etag"] == '"3"'
+            assert adopted.json()["as_written"]["costs"]["reject"] == 0.2
+            await other.remove(make_bundle(), "default", by="b")
+            stale = await client.post(
+                "/priors/default/estimate/adopt?force=1", headers={"If-Match": '"3"'}
+            )
+            assert stale.status_code == 412
+
+
+def test_an_estimate_that_was_made_for_an_older_revision_is_not_adopted(store_url):
+    class Changing(LogitReservoir):
+        """The prior is changed while its rows are read."""
+
+        def sample(self, **limits):
+            change = other.put(make_bundle(), "default", parse_prior(PRIOR), by="b")
+            asyncio.run_coroutine_threadsafe(change, loop).result(10)
+            return super().sample(**limits)
+
+    reservoir = reservoir_of(np.random.default_rng(3).normal(size=(300, 3)), kind=Changing)
+    other = loop = None
+
+    @scenario(store_url, reservoir=reservoir)
+    async def _(client):
+        nonlocal other, loop
+        loop = asyncio.get_running_loop()
+        async with following(store_url) as other:
+            answer = await client.post("/priors/default/estimate/adopt?force=1")
+        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/conflict")
+        assert "changed while the estimate was made; adopt again" in answer.json()["detail"]
+        assert (await client.get("/priors")).json()["priors"][0]["by"] == "b"
 
 
 def test_a_key_must_have_the_role(sqlite_url):
