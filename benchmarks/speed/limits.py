@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -142,23 +143,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                 if model is WIDE and not _is_there(plain, path, body, headers):
                     raise SystemExit(f"the plain service does not answer {path} ({kind})")
                 for connections in arguments.connections:
+                    common = {
+                        "connections": connections,
+                        "seconds": arguments.seconds,
+                        "folder": folder,
+                    }
                     rounds = []
                     for _ in range(arguments.rounds):
-                        common = {
-                            "connections": connections,
-                            "seconds": arguments.seconds,
-                            "folder": folder,
-                        }
                         found = {
                             "http": wrk(bare, path, body, headers, **common),
                             "service": wrk(served, path, body, headers, **common),
                             "compute_per_second": compute_limit(session, model, arguments.seconds),
                         }
                         if not kind.startswith("oip"):
-                            for settings in (f"one:{PRIORS[0]}", f"mixed:{','.join(PRIORS)}"):
-                                found[settings.partition(":")[0]] = wrk(
-                                    served, path, rows_of_own, headers, settings=settings, **common
-                                )
+                            found |= _with_settings(served, path, rows_of_own, headers, common)
                         if model is WIDE:
                             found["plain"] = wrk(plain, path, body, headers, **common)
                         rounds.append(found)
@@ -173,6 +171,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                     )
                     print(_line(rows[-1]), flush=True)
     return rows
+
+
+def _with_settings(
+    server: Process, path: str, rows: list[bytes], headers: dict[str, str], common: dict[str, Any]
+) -> dict[str, Any]:
+    """Load the service with different rows: with one setting for all, and with mixed settings."""
+    return {
+        name: wrk(server, path, rows, headers, settings=f"{name}:{priors}", **common)
+        for name, priors in (("one", PRIORS[0]), ("mixed", ",".join(PRIORS)))
+    }
 
 
 def _is_there(server: Process, path: str, body: bytes, headers: dict[str, str]) -> bool:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,8 +40,8 @@ def add_verb(add: AddVerb) -> None:
     parser.add_argument(
         "--split",
         choices=("val", "test"),
-        help="which rows (default: the validation rows of the training data; of other data four "
-        "fifths, and the report scores the rest)",
+        help="which rows (default: the validation rows of the training data; of new data, four "
+        "fifths calibrate and the report scores the rest)",
     )
 
 
@@ -181,8 +182,6 @@ def recalibrate(
     import numpy as np
 
     from service.contract.publication import publish
-    from training.learning.weights import WEIGHTS_FILE
-    from training.pages.run_page import run_page
     from training.scores.source import measure
 
     bundle = model.bundle
@@ -203,6 +202,39 @@ def recalibrate(
             f"{spec}: {len(absent)} of {len(counts)} classes have no row (the first is "
             f"'{absent[0]}'); a calibration needs rows of every class, and 20 of each to be usable"
         )
+    scored = _scored(model, data, rows, block, fitted=fitted, log_source=log_source, test=test)
+    facts = _facts(model, data, rows, command=command)
+    home = model.folder.resolve().parent
+    written = publish(
+        home.parent,
+        bundle.name,
+        fields=_fields(model, data, rows, block, scored, spec=spec),
+        write_files=partial(_write_files, model, scored, facts),
+    )
+    return {
+        "bundle": str(written),
+        "data": spec,
+        "rows": len(rows),
+        "calibration": block.calibration,
+        "temperature": block.temperature,
+        "temperature_interval": list(fitted.interval),
+        "temperature_note": fitted.why_one,
+        "fewest_rows": block.validation.fewest,
+        "self_test": None if block.self_test is None else block.self_test.model_dump(),
+    }
+
+
+def _fields(
+    model: "Published",
+    data: "Dataset",
+    rows: "Split",
+    block: "Estimation",
+    scored: _Scored,
+    *,
+    spec: str,
+) -> dict[str, Any]:
+    """Return the fields of the next version's model.json: the model's, with the new calibration."""
+    bundle = model.bundle
     fields = bundle.model_dump(
         mode="json",
         exclude={"format_version", "name", "version", "files", "estimation"},
@@ -217,7 +249,6 @@ def recalibrate(
         statistics = model.statistics(data, rows)
         if statistics is not None:
             fields["input"]["statistics"] = statistics.model_dump(exclude_none=True)
-    scored = _scored(model, data, rows, block, fitted=fitted, log_source=log_source, test=test)
     scores = {"scores": scored.short} if scored.short else {}
     fields["provenance"] = (
         bundle.provenance
@@ -229,33 +260,26 @@ def recalibrate(
             }
         }
     )
+    return fields
 
-    def write_files(folder: Path) -> None:
-        for name in bundle.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(model.folder / name, folder / name)
-        if (model.folder / WEIGHTS_FILE).is_file():  # they are those of this graph too
-            shutil.copyfile(model.folder / WEIGHTS_FILE, folder / WEIGHTS_FILE)
-        text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-        (folder / "report.json").write_text(text, encoding="utf-8")
-        html = run_page(
-            scored.report,
-            _facts(model, data, rows, command=command),
-            title=f"Model {bundle.name}",
-            lead=f"Version {bundle.version} with a new calibration. {bundle.description or ''}",
-        )
-        (folder / "report.html").write_text(html, encoding="utf-8")
 
-    home = model.folder.resolve().parent
-    written = publish(home.parent, bundle.name, fields=fields, write_files=write_files)
-    return {
-        "bundle": str(written),
-        "data": spec,
-        "rows": len(rows),
-        "calibration": block.calibration,
-        "temperature": block.temperature,
-        "temperature_interval": list(fitted.interval),
-        "temperature_note": fitted.why_one,
-        "fewest_rows": block.validation.fewest,
-        "self_test": None if block.self_test is None else block.self_test.model_dump(),
-    }
+def _write_files(model: "Published", scored: _Scored, facts: dict[str, str], folder: Path) -> None:
+    """Copy the model's files into the next version's folder, and write its two reports."""
+    from training.learning.weights import WEIGHTS_FILE
+    from training.pages.run_page import run_page
+
+    bundle = model.bundle
+    for name in bundle.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.folder / name, folder / name)
+    if (model.folder / WEIGHTS_FILE).is_file():  # they are those of this graph too
+        shutil.copyfile(model.folder / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    html = run_page(
+        scored.report,
+        facts,
+        title=f"Model {bundle.name}",
+        lead=f"Version {bundle.version} with a new calibration. {bundle.description or ''}",
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
