@@ -36,7 +36,7 @@ about 40 MiB.
 RANKED_VALUES = 4
 """How many numbers a ranked class counts for, with its label."""
 _CELLS_A_VALUE = 4
-"""How many numbers that the graph computes but no answer contains count as one."""
+"""This many numbers that the graph computes, and no answer contains, count as one."""
 
 
 class RowSettings(NamedTuple):
@@ -107,7 +107,9 @@ class Classifier:
     async def _reached(
         self, bundle: Bundle, revision: PriorRevision, context: Mapping[str, str] | None
     ) -> PriorRevision:
-        """As `in_context`, but waits for the vectors of the prior that is reached."""
+        """Follow a context or schedule as `in_context` does, and wait for the vectors of the prior
+        it names.
+        """
         switch = revision.prior.switch
         if switch is None:
             return revision
@@ -224,7 +226,9 @@ class Classifier:
 def _led(
     revision: PriorRevision, choice: Choice, used: PriorRevision, missing: Sequence[str]
 ) -> PriorRevision:
-    """The prior that is used, with how `revision` led to it; `missing` could not be used."""
+    """Return the prior that is used, and how `revision` led to it. missing: a prior that could not
+    be used.
+    """
     fallback = choice.fallback or ("prior_not_available" if missing else None)
     warnings = tuple(
         f"prior '{revision.name or 'inline'}' chose prior '{name}', which is not available "
@@ -243,8 +247,8 @@ def _slots(model: ServedModel, revisions: Sequence[PriorRevision]) -> tuple[int,
             return (table.acquire(revisions[0].key, revisions[0].offset),)
         if len(revisions) > table.most_priors:
             raise TooLarge(
-                f"the rows name {len(revisions)} different priors; at most {table.most_priors} of "
-                "so many classes fit in memory; send fewer at a time"
+                f"the rows name {len(revisions)} different priors; at most {table.most_priors} "
+                "fit in memory for this many classes; send fewer at a time"
             )
         return tuple(table.acquire_all([(each.key, each.offset) for each in revisions]))
     except TableFull as error:

@@ -35,7 +35,7 @@ OTHER_FILES = (
 )
 """The first bytes of files that are often taken for others, and what they are."""
 ADDRESSES = ("http:/", "https:/", "s3:/", "gs:/", "hf:/", "file:/")
-"""Paths make one slash of two."""
+"""How the addresses of models and data begin once `Path` has made one slash of two."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _INSTALLED = ("site-packages", "dist-packages", f"python{sys.version_info[0]}.")
 """Parts of the paths of code that a user did not write."""
@@ -72,12 +72,12 @@ def is_address(path: Path) -> bool:
 
 
 def absent(path: Path) -> str:
-    """Why a path is no file that can be read."""
+    """Say why a path is not a file that can be read."""
     if is_address(path):
         return f"{path}: is an address; training reads files, so download it first"
     if path.is_dir():
         return f"{path}: is a folder; expected a file"
-    return f"{path}: {'is no regular file' if path.exists() else 'no such file'}"
+    return f"{path}: {'is not a regular file' if path.exists() else 'no such file'}"
 
 
 def nearest_class(name: str, class_names: Sequence[str]) -> str:
@@ -90,7 +90,7 @@ def nearest_class(name: str, class_names: Sequence[str]) -> str:
 
 
 def instead(path: Path) -> str:
-    """What lies in the place of a file that cannot be read, for the end of a message."""
+    """Say what lies in the place of a file that cannot be read, for the end of a message."""
     if not path.is_file():  # opening a pipe would wait for a writer
         return ""
     try:
@@ -115,10 +115,10 @@ def readable(error: BaseException) -> str:
 
 
 def short(error: BaseException) -> str:
-    """An error of a user's code or of a library in one line: kind, message, file and line.
+    """Describe an error of a user's code or of a library in one line: kind, message, file and line.
 
-    Of errors that were raised from one another the first counts, as it has the reason. The file is
-    the user's own, where the error passed through one. Otherwise it may be an error of this
+    If errors were raised from one another, the first one counts, because it has the reason. The
+    file is the user's own, if the error passed through one. Otherwise it may be an error of this
     package, and the line names a new file with the traceback.
     """
     while error.__cause__ is not None:
@@ -139,7 +139,7 @@ def short(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str:
-    """Where the user's own code failed, in brackets; nothing for errors of other code."""
+    """Return where the user's own code failed, in brackets; "" for errors of other code."""
     own = str(Path(__file__).parent)
     frames = [
         frame

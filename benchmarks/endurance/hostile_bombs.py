@@ -158,7 +158,7 @@ def bombs() -> dict[str, Request]:
 
 
 def heavy() -> Iterator[tuple[str, bytes]]:
-    """(name, bytes to send on one connection) of each worst case."""
+    """Yield (name, bytes to send on one connection) for each worst case."""
     bodies = (
         _texts,
         _arrays,
@@ -420,7 +420,7 @@ def _reads() -> Iterator[tuple[str, Request]]:
 
 
 def _long_priors() -> Iterator[tuple[str, Request]]:
-    """Every way that leads to a prior of very many classes, each of which is made anew."""
+    """Requests that use priors of very many classes in every way that makes their vectors."""
     root, head = b"/models/vast/priors/", [(b"Content-Type", JSON)]
     numbers = b",".join(b"%d" % (1 + at % 7) for at in range(_VAST))
     row = [0.5] * FEATURES

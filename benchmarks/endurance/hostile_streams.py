@@ -1,4 +1,4 @@
-"""Where a stream of requests ends, by the parser that uvicorn uses."""
+"""Finds out with uvicorn's parser where a stream of requests ends."""
 
 import httptools
 

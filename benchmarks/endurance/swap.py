@@ -60,7 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--recent-rows", type=int, default=4096, help="of the service")
+    parser.add_argument("--recent-rows", type=int, default=4096, help="the service's --recent-rows")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="priordial-swap-") as name:

@@ -123,7 +123,7 @@ def broken(folder: Path, spec: str) -> dict[str, tuple[float, Vector]]:
 def alarms(
     case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int, rows: int = ROWS
 ) -> None:
-    """Print how often streams of so many rows are refused as not explained by any mix."""
+    """Print how often streams of `rows` rows are refused as not explained by any mix."""
     logits, labels, _, counts, *_ = case
     f, y = logits["test"], labels["test"]
     print(f"refused as not_explained, n = {rows}, {draws} draws a target")
@@ -167,15 +167,17 @@ def alarms(
 
 @dataclass
 class Tally:
-    """What became of the streams of one number of rows."""
+    """The verdicts on all streams with the same number of rows."""
 
     true: list[Assessment] = field(default_factory=list)
     covers: list[float] = field(default_factory=list)
-    """The share of each true stream's intervals that hold."""
+    """For each stream of true label shift, the share of its intervals that contain the true
+    value.
+    """
     alone: int = 0
-    """True streams that the test of the sketch alone refuses."""
+    """The number of streams of true label shift that the sketch's test alone refuses."""
     broken: list[tuple[float, bool]] = field(default_factory=list)
-    """Of each broken stream, how many rows the test is worth, and whether it refuses."""
+    """For each broken stream: (how many rows the test is worth, whether it refuses the stream)."""
 
 
 def thin_splits(*, draws: int, sizes: Sequence[int] = (ROWS,), sets: int = THIN_SETS) -> None:
@@ -208,7 +210,9 @@ def thin_splits(*, draws: int, sizes: Sequence[int] = (ROWS,), sets: int = THIN_
 
 
 def thin_stream(case: Scored, tally: Tally, *, target: str, key: list[int], rows: int) -> None:
-    """Judge a true stream, and the same one broken: by noise at even draws, else by faint rows."""
+    """Judge a stream of true label shift, and then a broken copy: with noise if the draw's number
+    is even, else with faint rows.
+    """
     f = case.logits
     rng = np.random.default_rng([*key, len(target)])
     prior = mix_of(target, case.counts, rng)

@@ -36,7 +36,9 @@ def main() -> None:
     """Run the requested simulations, save them, and show all saved results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--runs", type=int, default=1000, help="simulations of a line")
+    parser.add_argument(
+        "--runs", type=int, default=1000, help="simulations for each line of a table"
+    )
     parser.add_argument("--only", nargs="*", choices=tuple(STUDIES), default=tuple(STUDIES))
     parser.add_argument("--docs", type=Path, help="put the section into DOCS/results.md")
     options = parser.parse_args()
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def with_section(text: str, docs: Path) -> str:
-    """The text of results.md with this section, where DOCS has its figures."""
+    """Return the text of results.md with this section, if DOCS holds the section's figures."""
     file = docs / "results" / "coverage.json"
     if not file.exists():
         return text

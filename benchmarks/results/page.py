@@ -54,10 +54,16 @@ COMMON = (
 def main() -> None:
     """Read the folders, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="each a --out of training compare")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="default docs")
-    parser.add_argument("--variants", type=Path, help="the file of benchmarks.results.variants")
-    parser.add_argument("--synthetic", type=Path, help="the --out of training synthetic")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="folders that `training compare` wrote"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=Path("docs"), help="the folder of results.md (default docs)"
+    )
+    parser.add_argument(
+        "--variants", type=Path, help="the file that benchmarks.results.variants wrote"
+    )
+    parser.add_argument("--synthetic", type=Path, help="the folder that `training synthetic` wrote")
     options = parser.parse_args()
     documents = [
         json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -212,7 +212,7 @@ def measured(file: Path, seed: int, out: Path, earlier: dict[str, Any]) -> dict[
     """Errors of all classifiers on one set and seed; those of scikit-learn's from `earlier`."""
     data = drawn(file, seed)
     if earlier and earlier["rows"] != [len(data.train), len(data.test)]:
-        print(f"{data.name}: peers measured anew")
+        print(f"{data.name}: the other classifiers were measured again")
         earlier = {}
     counts = np.log(data.counts / data.counts.sum())
     found: dict[str, Any] = {}
@@ -382,8 +382,15 @@ def main() -> None:
     parser.add_argument(
         "--peers", type=Path, help="take scikit-learn's errors from this tables.json"
     )
-    parser.add_argument("--unseen", action="store_true", help="the sets of sets/unseen_data.py")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin none after")
+    parser.add_argument(
+        "--unseen", action="store_true", help="SETS holds the sets of benchmarks.sets.unseen_data"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="begin no further set after this many seconds",
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of solvers that stop early
     torch.set_num_threads(1)

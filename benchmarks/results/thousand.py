@@ -109,8 +109,10 @@ def with_section(page: str, docs: Path) -> str:
 def main() -> None:
     """Save the shown parts of a comparison, draw its figures, and put the section into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="the --out of the comparison")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="default docs")
+    parser.add_argument("folder", type=Path, help="the folder of the comparison")
+    parser.add_argument(
+        "--docs", type=Path, default=Path("docs"), help="the folder of results.md (default docs)"
+    )
     options = parser.parse_args()
     document = json.loads((options.folder / "results.json").read_text(encoding="utf-8"))
     place = options.docs / "results"

@@ -103,7 +103,9 @@ Errors = Mapping[str, float]
 
 
 def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Return sentences on which τ they may have used, and what bias and validation split change."""
+    """Return sentences on the τ that the independent authors may have used, and on the effect of
+    bias and validation split.
+    """
     if not found or "weight-norm τ=1" not in theirs:
         return []
     reference = theirs["weight-norm τ=1"]
@@ -133,7 +135,7 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
 
 
 def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Return a sentence on which largest margin they may have used."""
+    """Return a sentence on the largest margin that the independent authors may have used."""
     if not found or "ldam" not in theirs:
         return []
     errors = {"as compared": 100 * mean(document, "ldam"), **found}

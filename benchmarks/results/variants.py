@@ -112,12 +112,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="where the scores are kept, as JSON")
     parser.add_argument(
-        "--compared", nargs="*", type=Path, default=[], help="folders of training compare"
+        "--compared", nargs="*", type=Path, default=[], help="folders that `training compare` wrote"
     )
     parser.add_argument(
         "--only", help=f"one group: {', '.join(sorted({v.group for v in VARIANTS}))} (default all)"
     )
-    parser.add_argument("--most", type=int, help="runs, and then stop (default all)")
+    parser.add_argument("--most", type=int, help="stop after this many runs (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(options.file.read_text(encoding="utf-8")) if options.file.exists() else []

@@ -26,7 +26,7 @@ class Process:
         self._log, self._read = log, 0
 
     def new_log(self) -> str:
-        """What it has written to stderr since the last call, in whole lines."""
+        """Return what the process has written to stderr since the last call, in whole lines."""
         if self._log is None:
             return ""
         with self._log.open("rb") as file:
@@ -123,7 +123,7 @@ def wrk(
 ) -> dict[str, float]:
     """Load a server with one body, or with several bodies in turn, and return wrk's results.
 
-    settings: see load.lua.
+    settings: which tau and prior each request sets; load.lua describes the forms.
     """
     file = folder / "bodies"
     with file.open("wb") as out:

@@ -164,7 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("fonts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--classes", type=int, default=1_500, help="before twins are left out")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=1_500,
+        help="classes to draw, before those that look alike are joined",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found_families = families(options.fonts)

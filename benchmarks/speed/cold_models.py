@@ -34,7 +34,7 @@ ALLOWED_GROWTH, ALLOWED_SECONDS = 1.1, 0.05
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=200)
-    parser.add_argument("--room", type=int, default=160, help="--max-loaded-mib of the service")
+    parser.add_argument("--room", type=int, default=160, help="the service's --max-loaded-mib")
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -93,7 +93,7 @@ class Walk:
         self._began = False
 
     def __call__(self, frame, event, _argument) -> None:
-        """What sys.setprofile calls."""
+        """Note one event; sys.setprofile calls this for every call and return."""
         if event != "call":
             return
         code = frame.f_code
@@ -218,7 +218,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--body", help="npy, json or oip; by default npy, of --calls json")
+    parser.add_argument(
+        "--body", help="npy, json, oip or oip-json (default npy; with --calls json)"
+    )
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--profile", action="store_true")

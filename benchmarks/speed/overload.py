@@ -46,8 +46,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--calm-seconds", type=float, default=10)
     parser.add_argument("--model", default="conv", choices=[m.name for m in MODELS])
-    parser.add_argument("--rows", type=int, default=4, help="of each request")
-    parser.add_argument("--flag", action="append", default=[], help="of the service, =VALUE")
+    parser.add_argument("--rows", type=int, default=4, help="rows of each request")
+    parser.add_argument(
+        "--flag",
+        action="append",
+        default=[],
+        help="a flag of the service, as --flag=--NAME=VALUE; may be repeated",
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     model = next(m for m in MODELS if m.name == given.model)

@@ -189,9 +189,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--connections", type=int, default=8, help="for each replica")
-    parser.add_argument("--rate", type=float, help="requests/s in all, the same on 1 and 4")
-    parser.add_argument("--bare", action="store_true", help="a bare ASGI application, with --rate")
+    parser.add_argument("--connections", type=int, default=8, help="connections to each replica")
+    parser.add_argument(
+        "--rate", type=float, help="requests/s in total, equal for one replica and for four"
+    )
+    parser.add_argument(
+        "--bare", action="store_true", help="with --rate: measure a bare ASGI application instead"
+    )
     options = parser.parse_args(arguments)
     found = (
         measure_rate(options.rate, options.seconds, options.rounds, of_bare=options.bare)

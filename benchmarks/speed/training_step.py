@@ -275,7 +275,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument(
-        "--seconds", type=float, default=0.4, help="of a block of steps, at least 2"
+        "--seconds", type=float, default=0.4, help="seconds of a block, which has at least 2 steps"
     )
     parser.add_argument("--only", nargs="+", default=[*CASES, *LOSS_CASES])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/training.json"))

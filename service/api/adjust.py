@@ -267,7 +267,7 @@ class Adjust:
     def _work(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Work:
         """Make the work for the batcher: score at tau = 0, for the logits alone.
 
-        No prior matters then; the first is at hand.
+        At tau = 0 the prior has no effect, so that of the first setting will do.
         """
         return self._classifier.admit(
             asked.model,

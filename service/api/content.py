@@ -33,18 +33,18 @@ JSON_LINES = frozenset(
         *("application/x-ndjson", "application/ndjson"),
     }
 )
-"""JSON Lines, as SageMaker splits files into requests: an instance on each line."""
+"""JSON Lines, one instance per line: the form in which SageMaker's batch transform splits files."""
 UNCHOSEN_TYPES = frozenset(
     {"application/x-www-form-urlencoded", "text/plain", "application/octet-stream"}
 )
-"""What curl, wget, urllib, fetch and aiohttp send where nobody has chosen a type."""
+"""The content types that curl, wget, urllib, fetch and aiohttp send unless the caller sets one."""
 _JSON_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]{0,99}\{")
 LARGE_BYTES = 128 * 1024
 """Longer JSON bodies and forms are read in a thread, since they would hold up the event loop."""
 LARGE_ARRAY_BYTES = 2**20
-"""This limit for bodies that hold arrays as raw bytes."""
+"""Longer bodies that hold arrays as raw bytes are read in a thread."""
 DEAR_BYTES = 4096
-"""Before a longer body is read, it is checked whether the queue has room."""
+"""Before a longer body is parsed, the queue is asked whether it has room."""
 
 
 class Content:
@@ -160,7 +160,9 @@ async def in_pool(
 
 
 def is_json(request: Request) -> bool:
-    """Whether a body is JSON: by its media type, or by its first byte where nobody chose a type."""
+    """Whether a body is JSON: by its media type, or by its first byte if that type is only the
+    default of the client's library (`UNCHOSEN_TYPES`).
+    """
     kind = request.content_type
     return kind in JSON_TYPES or (
         kind in UNCHOSEN_TYPES and _JSON_OBJECT.match(request.body) is not None
@@ -250,7 +252,9 @@ def _rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
 
 
 def _only_image(instance: Any) -> Any:
-    """The image under the only name of an instance; the instance itself if it is another."""
+    """Return the image of an instance that holds one under any single name; else the instance
+    itself.
+    """
     if isinstance(instance, dict) and len(instance) == 1:
         (value,) = instance.values()
         if isinstance(value, dict | str) and "b64" not in instance:
@@ -259,7 +263,10 @@ def _only_image(instance: Any) -> Any:
 
 
 def no_column_names(bundle: Bundle) -> InvalidInput:
-    """The fault of rows by column name, where values in the wrong order would be scored wrongly."""
+    """Make the error for rows by column name that a model without column names got.
+
+    The values could not be put in order, and in a wrong order they would get wrong answers.
+    """
     return InvalidInput(
         f"model '{bundle.name}' has no column names, so rows cannot be put in order by name: send "
         "each row without names, as a list in the model's order, or import the model again with "

@@ -24,7 +24,7 @@ _TF_TYPES = {
     "float64": "DT_DOUBLE",
     "string": "DT_STRING",
 }
-"""TensorFlow's names of types; those of whole numbers are DT_ and ours."""
+"""TensorFlow's names of types; an integer type is our name with DT_ in front."""
 _OF_A_ROW = {"label": "DT_STRING", "index": "DT_INT64", "probability": "DT_FLOAT"}
 """The members of a prediction that have one value."""
 _VERSION = "/v1/models/{model}/versions/{version}"
@@ -80,7 +80,7 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
 
 
 def _add_refusals(routes: APIRouter) -> None:
-    """Add the paths of TensorFlow Serving and KServe that are answered with what to use instead."""
+    """Add paths of TensorFlow Serving and KServe that are refused, with what to use instead."""
 
     async def other_verb(model: str, verb: str) -> None:
         """Refuse `classify`, `regress` and `explain`, which need more than a classifier has."""

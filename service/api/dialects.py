@@ -266,7 +266,7 @@ def _takes_one_value(bundle: Bundle) -> bool:
 
 
 def _only_column(rows: list[dict[str, Any]]) -> list[Any] | None:
-    """The values of rows that have one column, always the same; None for other rows."""
+    """The values of rows that all have the same single column; None for other rows."""
     names = {name for row in rows for name in row}
     if len(names) != 1 or not all(rows):
         return None

@@ -104,7 +104,7 @@ class FeedbackRoutes:
     """
 
     def __init__(self, kept: Kept, *, repository: Repository, priors: Priors, workers: int) -> None:
-        """workers: the number of workers of this service."""
+        """Serve these kept answers. workers: the number of workers of this service."""
         self._kept, self._repository, self._priors = kept, repository, priors
         self._workers = workers
         self._turns = Turns("feedback is being processed")

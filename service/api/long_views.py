@@ -22,7 +22,7 @@ async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
     """Encode a view as JSON.
 
     For a model with many classes this runs in a thread, since it would block the event loop.
-    make: builds the view, in the same place.
+    make: builds the view, in the same thread.
     """
     if len(bundle.class_names) <= MANY_CLASSES:
         return make().model_dump_json().encode()
@@ -30,18 +30,21 @@ async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
 
 
 async def apart_if_long(call: Callable[[], T], bundle: Bundle) -> T:
-    """Make a call whose time grows with the classes: in a thread for many, here for few."""
+    """Make a call whose time grows with the number of classes: in a thread if there are many."""
     return call() if len(bundle.class_names) <= MANY_CLASSES else await asyncio.to_thread(call)
 
 
 def view_of(view: type[V], bundle: Bundle) -> Callable[..., V]:
-    """What makes a view; that of many classes is not checked, as pydantic lets no thread run."""
+    """Return the function that makes a view.
+
+    For many classes it skips pydantic's validation, during which no other thread could run.
+    """
     return view if len(bundle.class_names) <= MANY_CLASSES else view.model_construct
 
 
 def members(view: BaseModel) -> dict[str, Any]:
     """The members of a view, of the views in it, and of those in a list, as dicts."""
-    fields = type(view).model_fields  # what is worked out once is in __dict__, too
+    fields = type(view).model_fields  # cached properties are in __dict__, too
     found = {name: value for name, value in view.__dict__.items() if name in fields}
     for name, value in found.items():
         if isinstance(value, BaseModel):
@@ -52,7 +55,7 @@ def members(view: BaseModel) -> dict[str, Any]:
 
 
 def shown_by_class(names: Sequence[str], vector: Any) -> ByClass | Made:
-    """The values [C] of a view by class name; those of many classes as they are written."""
+    """The values [C] of a view by class name; for many classes, made slice by slice as written."""
     if len(names) <= MANY_CLASSES:
         return by_class(names, vector)
 

@@ -85,7 +85,9 @@ class VersionCounts(BaseModel):
     requests: int
     failed: int
     rows: int
-    mean_inference_ms: float | None = Field(description="Mean of a request; null before the first")
+    mean_inference_ms: float | None = Field(
+        description="Mean per request; null before the first request"
+    )
     mean_queue_ms: float | None
 
 

@@ -78,7 +78,7 @@ class _Compressing(GZipMiddleware):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on. Its answer is compressed if its client accepts gzip, except under /v2.
 
-        Starlette looks for the word gzip only, which `gzip;q=0` has, too.
+        Starlette would only look for the word gzip, which `gzip;q=0` contains, too.
         """
         if scope["type"] != "http" or scope["path"].startswith("/v2"):
             await self.app(scope, receive, send)
@@ -92,8 +92,9 @@ class _Compressing(GZipMiddleware):
 
 
 class _Gzip(GZipResponder):
-    """Compresses long parts in the threads of the event loop, which are there when the system
-    allows no more. Starlette starts threads of its own.
+    """Compresses long parts in the event loop's own threads; Starlette would start others.
+
+    The loop's threads exist already, so this also works when the system allows no more.
     """
 
     takes_chunks = True

@@ -34,7 +34,7 @@ MAX_TURNS = 3
 _THREADLESS_SECONDS = 0.02
 """Without a thread for the graph, batches expected to take no longer run on the event loop."""
 _VAIN_WAITS = 32
-"""After so many requests that no other joined, only each 32nd waits for one."""
+"""After this many requests that no other joined, only every 32nd request waits for one."""
 
 
 class Batcher:
@@ -310,8 +310,9 @@ class Batcher:
 
         A request that was alone in its batch is recorded in the next turn of the loop. The loop
         writes its answer to the connection at the end of this one, so the client does not wait for
-        the metrics. Whoever is woken by the answer finds it counted. Larger batches are recorded
-        before they are answered: after that, the loop should read the next requests.
+        the metrics. Code of this process that the answer wakes finds the request counted. Larger
+        batches are recorded before they are answered: after that, the loop should read the next
+        requests.
         """
         self._finished += self._delivery.finished(outcomes, seconds)
         if self._delivery.unrecorded:

@@ -70,7 +70,7 @@ class Pool:
         try:
             return await self._threads.run(wanted, seconds=deadline.at - now, size=size)
         except TooManyWait as error:
-            raise Overloaded(f"requests wait to be decoded: {error}") from None
+            raise Overloaded(f"the request cannot be decoded now: {error}") from None
         except GivenUp:
             raise DeadlinePassed(deadline.message(time.monotonic())) from None
 

@@ -245,7 +245,7 @@ class Queue:
         if waiting + rows > most:
             if (
                 2 * waiting > most
-            ):  # otherwise this one request is large, which is no sign of a flood
+            ):  # otherwise this one request is large, which is not a sign of a flood
                 self._flood_ends = now + FLOOD_SECONDS
             raise Overloaded(
                 f"{waiting} rows are queued of at most {most}; send the request again later"

@@ -20,7 +20,8 @@ from service.graph.reasons import first_line
 from service.graph.session import GraphOutputs
 
 MAX_GRAPH_TOP_K = 64
-"""The graph ranks at most this many classes. A caller that needs more ranks adjusted_logits.
+"""The most classes that the graph ranks. A caller that needs more ranks `adjusted_logits`
+itself.
 """
 
 Outcome: TypeAlias = tuple[list[Piece], GraphOutputs | Exception]

@@ -132,7 +132,7 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
 
 
 def _check_target(out: Path) -> None:
-    """Raise NotExported for a path that is no file, or that lies in a published model."""
+    """Raise NotExported for a path that cannot be a file, or that lies in a published model."""
     if out.is_dir() or not out.name:
         raise NotExported(f"--out is '{out}', which is a folder; expected a file as FOLDER/m.onnx")
     if Path(os.path.realpath(out)).is_symlink():
@@ -143,7 +143,7 @@ def _check_target(out: Path) -> None:
         )
     if out.exists() and out.suffix != ".onnx":
         raise NotExported(
-            f"--out is '{out}', which is there already and no .onnx file; name another file"
+            f"--out is '{out}', which exists and is not an .onnx file; name another file"
         )
     if (out.parent / MANIFEST_FILE).exists():
         raise NotExported(

@@ -1,4 +1,4 @@
-"""What the verbs write to the terminal beside their results."""
+"""What the verbs write to the terminal in addition to their results."""
 
 import errno
 import sys
@@ -10,9 +10,9 @@ def tell(line: str) -> None:
 
 
 def reason_of(error: Exception, *, place: str | None = None) -> str:
-    """Return why a verb failed, in words: what the system refused comes with what to do.
+    """Return why a verb failed, as text; for an error of the operating system, also what to do.
 
-    place: where, if the error names no file.
+    place: the path to name if the error names no file.
     """
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)

@@ -90,7 +90,7 @@ def _import(given: Mapping[str, Any], url: str) -> None:
         document = parse_document(text.removeprefix(codecs.BOM_UTF8))
     except InvalidDocument as error:
         shown = "standard input" if name == "-" else f"'{name}'"
-        raise InvalidDocument(f"{shown} is no export of priors: {error}") from None
+        raise InvalidDocument(f"{shown} is not an export of priors: {error}") from None
     with closing(open_store(url)) as store:
         store.open()
         done = import_document(store, document)

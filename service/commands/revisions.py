@@ -176,7 +176,9 @@ def _rollback(
 
 
 def _last_different(store: SqlPriorStore, current: StoredRevision) -> int:
-    """The newest older revision whose prior differs from the current one; 0 if there is none."""
+    """Return the newest older revision whose prior differs from the current one; 0 if there is
+    none.
+    """
     if current.deleted:
         raise UnknownPrior(f"prior '{current.name}' is not in use; name a revision with --to")
     for entry in _history(store, current.model, current.name)[1:]:

@@ -109,7 +109,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
 }
 
 /** The error of a draft without something that stands in the form. */
-const incomplete = (unused) => Object.assign(new Error(`Correct these first; the draft goes without them. ${unused.join(". ")}.`), { title: "Some entries cannot be used" });
+const incomplete = (unused) => Object.assign(new Error(`Correct these first: they are not in the draft. ${unused.join(". ")}.`), { title: "Some entries cannot be used" });
 
 /** Why a draft is drastic: {changed, rows, warnings}; null if it is not, or if the service cannot tell. */
 async function drasticness(path, draft) {

@@ -102,7 +102,7 @@ export function Differences({ bundle, before, after }) {
   const both = new Set(rows.map((r) => r.words)).size > 1;
   const expected = before && before.expected !== after.expected;
   const others = MEMBERS.map((m) => [m, before?.as_written?.[m], after.as_written?.[m]]).filter(([, a, b]) => JSON.stringify(a) !== JSON.stringify(b));
-  if (!rows.length && !expected && !others.length) return html`<p class="quiet">The two are equal.</p>`;
+  if (!rows.length && !expected && !others.length) return html`<p class="quiet">The two revisions are equal.</p>`;
   return html`${expected && html`<p>The target ${after.expected ? "is now" : "is no longer"} the mix that traffic is expected to have.</p>`}
     ${others.map(([m, a, b]) => html`<p>The ${m}: <code>${brief(a)}</code> → <code>${brief(b)}</code></p>`)}
     ${rows.length > 0 && !both && html`<p class="quiet">The ${rows[0].words} prior, the largest changes first.</p>`}

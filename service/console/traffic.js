@@ -18,7 +18,7 @@ const MINUTE = 60;
 const QUARTER = 15 * MINUTE;
 const kept = new Map();
 
-/** The service's readings of the last fifteen minutes, oldest first; empty if it keeps none. A lacking key is an error: the next call may have one. */
+/** The service's readings of the last fifteen minutes, oldest first; empty if it keeps none. A missing key is an error, since the next call may have one. */
 async function earlier(model, signal) {
   try {
     const { readings } = await getJson(`metrics/recent?model=${encodeURIComponent(model)}`, { signal });

@@ -9,7 +9,7 @@ import { Group, whole } from "./widgets.js";
 const PROBLEMS = 5;
 
 /** values: {class: number} or a list in class order; others: the number of classes without a value. what: the name of the numbers.
- * unread: told what was typed but is no number, as a list of texts.
+ * unread: called with what was typed but is not a number, as a list of texts.
  */
 export function Weights({ bundle, values: given, others = 0, what, hint, change, unread }) {
   const names = bundle.class_names;

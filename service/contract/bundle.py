@@ -144,8 +144,9 @@ class Bundle(Strict):
         return self
 
     def _check_class_names(self) -> None:
-        """Find a name that occurs twice, with many small sets: a large one is copied as it grows,
-        in one call.
+        """Raise ValueError for an empty or repeated name.
+
+        The names go into many small sets: growing a large one would copy it in a single call.
         """
         seen: list[set[str]] = [set() for _ in range(len(self.class_names) // SLICE + 1)]
         for name in self.class_names:
@@ -202,7 +203,9 @@ class Bundle(Strict):
 
     @property
     def class_digest(self) -> str:
-        """Identifies the class list and its order; worked out once."""
+        """The digest of the class names in order, which identifies the class list; computed
+        once.
+        """
         if self._class_digest is None:
             self._class_digest = class_digest(self.class_names)
         return self._class_digest
@@ -220,7 +223,7 @@ class Bundle(Strict):
 
     @property
     def own_source(self) -> OwnSource | None:
-        """What the priors of this model share that give no label frequencies; worked out once.
+        """The vectors that all priors without label frequencies of their own share; computed once.
 
         None for a short class list, whose priors share nothing, and where class_counts hold a 0.
         """
@@ -237,11 +240,15 @@ class Bundle(Strict):
         return self._own_source
 
     def work_out(self) -> None:
-        """Work out what is kept of the class list now, in this thread: it takes 0.3 s for 10^6."""
+        """Compute the cached values of the class list now, in this thread: 0.3 s for 10^6
+        classes.
+        """
         _ = self.class_digest, self.own_source
 
     def without_calibrated_source(self) -> Self:
-        """This model, to be adjusted with its class_counts instead of the estimation block."""
+        """A copy of this model that is adjusted with its class_counts instead of the estimation
+        block.
+        """
         plain = self.model_copy()
         plain._adjusts_with_block = False  # noqa: SLF001 - of its own class
         plain._own_source = None  # noqa: SLF001 - of its own class
@@ -308,8 +315,9 @@ def _leads_nowhere(entry: Path) -> bool:
 
 
 def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """The versions of each model that has one; and for each model whose folder cannot be listed,
-    why. Both by the model's name, and empty for a folder that is missing or cannot be listed.
+    """Return (the versions of each model that has one, why a model's folder cannot be listed).
+
+    Both are by model name, and empty for a folder that is missing or cannot be listed.
     """
     found: dict[str, list[int]] = {}
     unreadable = {}
@@ -321,7 +329,7 @@ def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
         try:
             found[entry.name] = versions(entry)
         except OSError as error:
-            if _NAME.fullmatch(entry.name):  # lost+found of a mounted disk, for one, is no model
+            if _NAME.fullmatch(entry.name):  # lost+found of a mounted disk, for one, is not a model
                 link = f", a link to '{entry.readlink()}'" if entry.is_symlink() else ""
                 unreadable[entry.name] = (
                     f"{entry}{link}: {error.strerror}; expected a folder that this user can read"
@@ -330,10 +338,10 @@ def models_of(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
 
 
 def misplaced(folder: Path) -> list[str]:
-    """Say what is wrong with each part of a model in the folder of all models that is no version:
-    its files lie in the model's own folder, or in one that is not named as a version is.
+    """Describe each model file that does not lie in NAME/VERSION and is therefore not served.
 
-    Hidden folders are left out: a model that is being published lies in one.
+    It lies in the model's own folder, or in one whose name is not a version number. Hidden folders
+    are left out: a model that is being published lies in one.
     """
     reasons = []
     for file in (MANIFEST_FILE, MODEL_FILE):

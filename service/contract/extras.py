@@ -1,4 +1,4 @@
-"""What is installed: the version of this package, and the extra that a missing library needs."""
+"""The version of this package, and the extra to install for a missing library."""
 
 import importlib.util
 

@@ -1,8 +1,8 @@
-"""A JSON text → its value, and the check of a long list, both in portions.
+"""Decodes a JSON text, and checks a long list, in portions.
 
-A decoder in C, or pydantic, keeps the interpreter until it has finished. For a model.json of a
-million classes that takes 0.4 s, during which no other thread runs, that of the event loop
-included. Here, one call handles a few hundred values.
+A decoder in C, or pydantic, holds the interpreter lock until it has finished. For a model.json of a
+million classes that takes 0.4 s, during which no other thread can run, not even the event loop.
+Here, one call handles a few hundred values.
 """
 
 import gc
@@ -32,7 +32,9 @@ MAX_TEXT_BYTES = 2**20
 MAX_FAULTS = 20
 """The most faults of one list that are described: there can be one for each entry."""
 MORE_FAULTS = "more_faults"
-"""The type of the last fault of a list that has more than these; its context holds `count`."""
+"""The type of the error that stands for a list's further faults; its context holds their
+`count`.
+"""
 
 _T = TypeVar("_T")
 _BLANKS = rb"[ \t\r\n]{0,1000}+"
@@ -41,7 +43,7 @@ _WORD = rb'[^"\[\]{},:\s]{1,5000}+'
 _SHORT = rb"%b(?>%b|%b)%b" % (_BLANKS, _SHORT_TEXT, _WORD, _BLANKS)
 _SHORT_LIST = rb"%b\[(?>%b,){0,64}+%b\]%b" % (_BLANKS, _SHORT, _SHORT, _BLANKS)
 _RUN = re.compile(rb"(?>(?>%b|%b),){1,512}+" % (_SHORT, _SHORT_LIST))
-"""Items of a list that need no look inside, each with the comma behind it."""
+"""List items that contain no further list or object, each with the comma after it."""
 _TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _A_WORD = re.compile(_WORD)
 _SKIPPED = re.compile(_BLANKS)
@@ -188,7 +190,7 @@ def release(document: object) -> None:
 
 
 def _skipped(text: bytes, at: int) -> int:
-    """The position of the first byte at or after `at` that is no blank."""
+    """The position of the first byte at or after `at` that is not a blank."""
     while text[at : at + 1].isspace():
         found = _SKIPPED.match(text, at)
         assert found is not None
@@ -206,7 +208,7 @@ def _finite(number: str) -> float:
 
 
 def _no_constant(word: str) -> float:
-    raise ValueError(f"'{word}' is no number of JSON; write null for a missing value")
+    raise ValueError(f"'{word}' is not a JSON number; write null for a missing value")
 
 
 def _fault(text: bytes, at: int, what: str) -> Undecodable:
@@ -242,9 +244,10 @@ def _in_slices(given: object, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 def _seen_by_collector(made: Sized) -> None:
-    """Let the garbage collector look at a vast list or tuple now: at several in one go takes long.
+    """Let the garbage collector visit one vast list or tuple now: up to 30 ms for a million
+    entries.
 
-    Its entries take up to 30 ms for a million.
+    A later collection would otherwise visit several of them in one go.
     """
     if len(made) > VAST:
         gc.collect(0)
@@ -279,7 +282,7 @@ def _moved(error: ValidationError, by: int) -> list[InitErrorDetails]:
 Long = Annotated[list[_T], WrapValidator(_in_slices), WrapSerializer(_as_list)]
 """A list of any length; a long one becomes a tuple.
 
-The garbage collector looks at each entry of a list whenever it looks at everything, in one go, but
-only once at a tuple of texts or numbers. Limits of the length belong around this type, since each
-slice is checked alone.
+Each full garbage collection visits every entry of a list, in one go. It visits the entries of a
+tuple of texts or numbers only once. Limits of the length belong around this type, since each slice
+is checked alone.
 """

@@ -30,7 +30,7 @@ from service.contract.members.switch import Switch
 from service.contract.nearest import did_you_mean
 
 SMALLEST_SHARE = 1e-300
-"""The smallest entry of a vector beside its largest, if it is not 0: less would be shown as 0."""
+"""The smallest nonzero entry of a vector, as a share of its largest: less would be shown as 0."""
 
 
 class UnknownLabelFrequencies(ValueError):
@@ -55,7 +55,9 @@ class Vectors(NamedTuple):
 
 
 class OwnSource(NamedTuple):
-    """What the priors of a model share that give no label frequencies: two vectors [C]."""
+    """The two vectors [C] that all priors of a model without label frequencies of their own
+    share.
+    """
 
     label_frequencies: Vector | None
     log_source: Vector | None
@@ -191,7 +193,7 @@ def _sparse_vectors(
 ) -> Vectors | None:
     """The vectors of a body that gives most classes one value.
 
-    None for any other body, and for a wrong one: the dense way names its faults.
+    None for any other body, and for an invalid one, whose faults `_dense_vectors` then names.
     """
     frequencies: Held | None = None
     log_source: Held | None = None
@@ -332,11 +334,15 @@ def _target(
 def _check_shares(
     values: Vector, name: str, class_names: Sequence[str], errors: list[tuple[str, str]]
 ) -> None:
-    """Report entries that are above 0 and yet no double's share of the whole. values: [C]."""
+    """Report each entry of values [C] that is above 0 but too small beside the largest for a
+    double.
+    """
     largest = values.max()
     for place in np.flatnonzero((values > 0) & (values < largest * SMALLEST_SHARE)).tolist():
         label = class_names[place]
-        came = f"'{clip(label)}' has {_noun(name)} {values[place]:g} beside {largest:g}"
+        came = (
+            f"'{clip(label)}' has {_noun(name)} {values[place]:g}, and the largest is {largest:g}"
+        )
         errors.append(
             (
                 f"{name}.{label}",
@@ -392,7 +398,8 @@ def _vector(
 
 
 def _near(key: str, at: int, class_names: Sequence[str]) -> str:
-    """The end of the message about an unknown class: the nearest name, or where the names are.
+    """Return the end of the message about an unknown class: the nearest name, or where to find the
+    names.
 
     at: the number of the fault; the nearest name is searched for the first few only.
     """

@@ -68,7 +68,8 @@ def available_memory(root: Path = _ROOT) -> int:
 
 
 def memory_kills(root: Path = _ROOT) -> int:
-    """How many processes of this process's control group the kernel has killed for want of memory.
+    """How many processes of this process's control group the kernel has killed because memory ran
+    out.
 
     0 where no group counts them. `root` is the folder that holds proc and sys.
     """
@@ -144,9 +145,9 @@ def open_standard_streams() -> bool:
 
 
 def flushed() -> bool:
-    """Write what stdout holds. False if that fails; stdout is then led to /dev/null.
+    """Flush stdout. Returns False if that fails; stdout then leads to /dev/null.
 
-    Otherwise the interpreter would try it again as it ends, and fail with a traceback.
+    Otherwise the interpreter would try again at its exit, and fail with a traceback.
     """
     try:
         sys.stdout.flush()

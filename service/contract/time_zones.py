@@ -11,11 +11,14 @@ from pathlib import Path
 from service.contract.nearest import did_you_mean
 
 _NAME = re.compile(r"[A-Z][A-Za-z0-9_+\-/]{0,63}")
-"""Each part of an IANA name begins with a capital, so that `europe/berlin` is none on any disk."""
+"""Each part of an IANA name begins with a capital. So `europe/berlin` is refused even on a file
+system that ignores case.
+"""
 _OF_THIS_MACHINE = ("localtime", "posixrules", "Factory")
-"""Files beside the zones: what they hold is chosen by whoever installed the machine."""
+"""Files beside the zones whose content depends on how the machine was set up."""
 _COPIES = re.compile(r"(?:posix|right)/")
-"""Folders of copies, which not every machine has; `right` counts leap seconds and differs by 27 s.
+"""Folders of copies, which not every machine has; `right` counts leap seconds and differs by
+27 s.
 """
 
 

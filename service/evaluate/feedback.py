@@ -1,4 +1,6 @@
-"""Labels for answers that were given: from items to the rows that they are about."""
+"""Labels for answers: finds the kept rows that the items of a feedback request name, and labels
+them.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -98,7 +98,9 @@ class Evaluation:
 
 
 def _fitting(rows: Rows, classes: int) -> Rows:
-    """The rows that a version of so many classes can have written: copies come from the store."""
+    """The rows that a version with this many classes can have written: copies come from the
+    store.
+    """
     fits = (rows["decided"] >= REJECTED) & (rows["decided"] < classes)
     fits &= (rows["label"] >= NO_LABEL) & (rows["label"] < classes)
     fits &= ((rows["top"] >= -1) & (rows["top"] < classes)).all(axis=1)

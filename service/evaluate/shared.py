@@ -34,7 +34,7 @@ StoredLabels: TypeAlias = tuple[int, str, int, bytes]
 
 
 class AnswerStore(Protocol):
-    """Where answers are stored; see service.priors.store.kept_answers.AnswerStore."""
+    """The store of answers, as service.priors.store.kept_answers.AnswerStore implements it."""
 
     def keep(self, model: str, version: int, keeper: str, rows: bytes, *, seconds: float) -> None:
         """Replace the answers of the same keeper; remove what is older than `seconds`."""
@@ -47,7 +47,7 @@ class AnswerStore(Protocol):
     def changed(
         self, known: Collection[tuple[str, int, str, int]], *, but: Collection[str]
     ) -> Iterable[StoredAnswers]:
-        """The answers of all keepers but these, as far as they are not those that are known."""
+        """The answers of all keepers but these, except those that `known` says were read before."""
         ...
 
     def add_labels(self, model: str, version: int, labels: bytes) -> None:

@@ -21,7 +21,7 @@ PROBABILITIES, ADJUSTED_LOGITS = "probabilities", "adjusted_logits"
 CLASS_INDEX, CLASS_PROBABILITY = "class_index", "class_probability"
 TAU, SHIFT = "tau", "log_prior_shift"
 _DEFAULTS_IR = 4
-"""The first version of the file format in which defaults of inputs are no constants."""
+"""The first version of the file format in which a default of an input is not a constant."""
 
 
 @dataclass(frozen=True)

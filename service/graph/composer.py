@@ -19,7 +19,7 @@ from service.process.threads import is_no_process, raise_limit
 
 COMPOSE_SECONDS = 120
 SHARED_SECONDS = 0.5
-"""A load waits so long for the shared process before it starts one of its own."""
+"""Seconds that a load waits for the shared process before it starts one of its own."""
 
 
 class _Ended(Exception):
@@ -122,9 +122,10 @@ _shared = _Shared()
 
 
 def start_early() -> None:
-    """Start the process that the next loads share, so that it imports while this one does.
+    """Start the process that the next loads share; it imports onnx while this process imports the
+    rest.
 
-    Where none can be started, as without free descriptors or processes, each load tries by itself.
+    If none can be started, as without free descriptors or processes, each load tries by itself.
     """
     with contextlib.suppress(OSError, UnsupportedGraph):
         _shared.start()

@@ -231,7 +231,7 @@ _AT_FOUR = {
 
 
 def what_instead(path: Path) -> str | None:
-    """What a file that should be a model really is, and the remedy, as a phrase for a message.
+    """Say what a file really is that should be a model, and the remedy, as a phrase for a message.
 
     A download or a clone may have left another file there. None where the first bytes belong to no
     known kind of file. Raises OSError.

@@ -119,7 +119,7 @@ class PriorTable:
         if old >= self._most:
             raise TableFull(
                 f"requests that wait or run use {self.most_priors} different priors already, the "
-                "most that a model of so many classes holds; send the request again"
+                "most that a model with this many classes holds; send the request again"
             )
         capacity = min(2 * old, self._most)
         self._holders += [0] * (capacity - old)

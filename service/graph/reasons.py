@@ -1,4 +1,4 @@
-"""What onnxruntime says of a graph or a row, in one line and in the words of a user."""
+"""Turns what onnxruntime says of a graph or a row into one line in the words of a user."""
 
 import re
 
@@ -64,7 +64,9 @@ def first_line(error: Exception) -> str:
 
 
 def remedy_of_rows(why: str) -> str:
-    """What to do where a graph accepts no row, as a sentence. why: what `first_line` says of it."""
+    """Return what to do if a graph accepts no row, as a sentence. why: what `first_line` says of
+    it.
+    """
     if _NO_NEIGHBOUR.match(why):
         return (
             "For a RadiusNeighborsClassifier, skl2onnx gives the index -1 to points outside the "
@@ -77,7 +79,9 @@ def remedy_of_rows(why: str) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether onnxruntime had no memory, or no thread, for what it was asked: no fault of that."""
+    """Whether a call failed because no memory or thread was left: not a fault of the graph or the
+    rows.
+    """
     return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
@@ -98,7 +102,7 @@ def refusal(error: Exception) -> str:
 
 
 def _too_new(message: str) -> str | None:
-    """What a file that is newer than onnxruntime needs; None for other faults."""
+    """Say what is needed to run a file that is newer than onnxruntime; None for other faults."""
     for pattern in _TOO_NEW:
         if found := re.search(pattern, message):
             what = "ir_version" if found["what"] == "IR version" else f"opset of {found['what']}"
@@ -111,7 +115,9 @@ def _too_new(message: str) -> str | None:
 
 
 def _no_operator(message: str) -> str | None:
-    """What a file with an operator that onnxruntime lacks needs; None for other faults."""
+    """Say what is needed to run a file with an operator that onnxruntime lacks; None for other
+    faults.
+    """
     for pattern in _NO_OPERATOR:
         if found := re.search(pattern, message):
             break

@@ -2,7 +2,7 @@
 
 The text of a slice of cells is kept between scrapes and formatted again only when one of its
 numbers has changed. The thread pauses after each slice: a scrape takes a tenth of a second, but
-never holds the interpreter for ten milliseconds at once.
+never holds the interpreter lock for ten milliseconds at once.
 """
 
 import json

@@ -59,7 +59,9 @@ class History:
         self._readings.append((time.time(), zlib.compress(b"\n".join(kept), 1)))
 
     def readings(self, model: str) -> list[tuple[float, str]]:
-        """The readings, oldest first: (seconds since 1970, lines about the model or about none)."""
+        """The readings, oldest first: (seconds since 1970, the lines that name this model or no
+        model).
+        """
         label = f'model="{model}"'
         found = []
         for at, packed in list(self._readings):

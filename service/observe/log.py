@@ -277,7 +277,7 @@ class JsonFormatter(logging.Formatter):
         found |= getattr(record, "audit", {})
         try:
             return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
-        except TypeError:  # a path whose bytes are no text
+        except TypeError:  # a path whose bytes are not text
             printable = {name: _printable(value) for name, value in found.items()}
             return orjson.dumps(printable, option=orjson.OPT_UTC_Z, default=str).decode()
 

@@ -225,7 +225,7 @@ _FEW_CELLS = 256
 
 
 def _count(cells: Cells, at: NDArray[np.int64]) -> None:
-    """Add 1 at each position, as often as it occurs. Few cells are faster as a histogram."""
+    """Add 1 to a cell for each time that `at` names it. For few cells, a histogram is faster."""
     if len(cells) <= _FEW_CELLS:
         cells += np.bincount(at, minlength=len(cells))
     else:

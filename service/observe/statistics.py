@@ -20,7 +20,9 @@ class VersionStatistics:
     """The counts of a model version in one worker. Used from the event loop."""
 
     def __init__(self, tally: Tally, bundle: Bundle, *, max_batch_rows: int, worker: int) -> None:
-        """Count in `tally`. `max_batch_rows` is the service's: all workers then have blocks of one
+        """Count in `tally`.
+
+        max_batch_rows: of the service, not of the model, so that all workers have blocks of one
         length.
         """
         labels = _labels(bundle.name, bundle.version)

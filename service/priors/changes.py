@@ -88,7 +88,7 @@ class Change(Protocol):
     """A change of one prior."""
 
     def apply(self, current: StoredRevision | None) -> Draft | None:
-        """The entry to store after `current`, None when there is nothing to change."""
+        """Return the entry to store after `current`; None when there is nothing to change."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class ReturnTo:
 
 @dataclass(frozen=True)
 class Delete:
-    """Take the prior out of use; with `if_stored`, doing so twice is no error."""
+    """Take the prior out of use; with `if_stored`, doing so twice is not an error."""
 
     name: str
     condition: Condition = UNCONDITIONAL

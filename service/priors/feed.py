@@ -198,7 +198,7 @@ class Feed:
         if error is not None and (before is None or before.kind != error.kind):
             log.warning("%s; no prior can be changed until it works again", error)
         if error is None and before is not None:
-            log.warning("the store of priors takes changes again")
+            log.warning("the store of priors accepts changes again")
 
     @property
     def state(self) -> StoreState:

@@ -38,12 +38,12 @@ class Making:
         try:
             return await self._threads.run(make, seconds=math.inf)
         except TooManyWait as error:
-            raise PriorsBusy(f"priors wait to be made ready: {error}") from None
+            raise PriorsBusy(f"the prior cannot be made ready now: {error}") from None
 
     async def once(self, key: Hashable, make: Callable[[], T], then: Callable[[T], object]) -> None:
-        """Make something once for all callers with this key that come meanwhile.
+        """Make something once for all callers that ask for this key while it is being made.
 
-        then: called with it on the event loop, although the first caller may have left.
+        then: called with the result on the event loop, even if the first caller has left.
         """
         making = self._shared.get(key)
         if making is None:

@@ -1,4 +1,6 @@
-"""What another prior or tau would change in recent traffic, and the prior that traffic suggests."""
+"""Computes what another prior or tau would change in recent traffic, and estimates the traffic's
+prior.
+"""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ MAX_NAMES = 1000
 _MAX_CHOSEN = 4096
 _MAX_CHOSEN_BYTES = 128 * 2**20
 _MAX_ROUNDS = 3
-"""How often a prior is made anew because a newer revision arrived meanwhile."""
+"""How often a prior is made again because a newer revision arrived while it was being made."""
 
 
 class Priors:
@@ -153,7 +153,8 @@ class Priors:
         return self._recent(bundle, name or DEFAULT, at_least)
 
     def in_force(self, bundle: Bundle, name: str) -> PriorRevision:
-        """The prior that `select` gives by name alone, without its cache: for any thread.
+        """The prior that `select` would return for a name, computed without its cache: for any
+        thread.
 
         Raises as `select` does.
         """
@@ -276,9 +277,9 @@ class Priors:
     async def selected(
         self, bundle: Bundle, name: str | None, *, at_least: int | None = None
     ) -> PriorRevision:
-        """As `select`, but vectors of many classes are made in a thread.
+        """Choose a prior as `select` does, but make the vectors of many classes in a thread.
 
-        Raises as it does, and PriorsBusy.
+        Raises what `select` raises, and PriorsBusy.
         """
         for _ in range(_MAX_ROUNDS):
             if self._is_quick(bundle, name or DEFAULT, chosen=name):
@@ -458,16 +459,18 @@ class Priors:
         self._chosen_bytes = size
 
     def _fitting(self, bundle: Bundle, name: str) -> StoredRevision | None:
-        """The stored entry that is in force for a model; None for a built-in or none that fits."""
+        """Return the stored entry in force for a model. None for a built-in prior, or if no entry
+        fits.
+        """
         held = None if name in BUILT_IN else self._in_force.get((bundle.name, name))
         return None if held is None else held.fitting.get(self._resolver.digest(bundle))
 
     def _is_quick(
         self, bundle: Bundle, name: str, at: int | None = None, *, chosen: str | None = ""
     ) -> bool:
-        """Whether `select` would end at once. Making the vectors of 20,000 classes takes 20 ms.
+        """Whether `select` would be quick. Making the vectors of 20,000 classes takes 20 ms.
 
-        chosen: the name under which it was perhaps chosen before; no prior is named "".
+        chosen: the name under which the result may be cached; the default, "", is no prior's name.
         """
         if len(bundle.class_names) <= LONG_VALUES or (id(bundle), chosen) in self._chosen:
             return True

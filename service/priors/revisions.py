@@ -70,7 +70,7 @@ class StoreUnavailable(RuntimeError):
 
 
 class PriorsBusy(RuntimeError):
-    """More long priors wait to be made ready than may."""
+    """Too many long priors wait for their vectors."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ChosenBy:
     warnings: tuple[str, ...] = ()
 
     def shown(self) -> dict[str, Any]:
-        """As `prior.context` of an answer."""
+        """Return the member `prior.context` of an answer."""
         return {
             "name": self.name,
             "revision": self.revision,

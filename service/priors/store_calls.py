@@ -44,7 +44,7 @@ MAX_WAITING = 1000
 
 
 _VALUE_SECONDS = 50e-6
-"""What a call may take longer for each number of a prior: ten times what a core alone needs."""
+"""Extra seconds that a call may take for each number of a prior: ten times what one core needs."""
 
 
 class StoreCalls:

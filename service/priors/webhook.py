@@ -132,7 +132,7 @@ def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | 
             may_pass = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
             return _Trouble(f"status {error.code}", may_pass or error.code in _WORTH_RETRYING)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        # no connection, no answer in time, or no HTTP
+        # no connection, no answer in time, or an answer that is not HTTP
         words = " ".join(str(error).split())[:200]
         return _Trouble(words or type(error).__name__, may_pass=True)
 
@@ -156,7 +156,9 @@ def signature(body: bytes, moment: str, secret: bytes) -> str:
 
 
 class _Bounded(http.client.HTTPConnection):
-    """A connection that ends after ANSWER_SECONDS: a socket's own limit is one for each read."""
+    """A connection that ends after ANSWER_SECONDS: a socket's own timeout starts again at each
+    read.
+    """
 
     def connect(self) -> None:
         """Connect, and set the timer."""

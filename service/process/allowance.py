@@ -15,11 +15,13 @@ NOTICE_SECONDS = 5
 """Seconds of processor time that are kept for ending well before the hard limit."""
 
 LEAST_FILES = 64
-"""A start with fewer open files stops somewhere in a library, which may then wait for ever."""
+"""With fewer open files, a start gets stuck somewhere in a library, perhaps for ever."""
 
 _MIB = 2**20
 _STACK_BYTES = 8 * _MIB
-"""What a thread reserves where the stack has no limit of its own; glibc then takes less."""
+"""Bytes that a thread reserves for its stack if the stack has no limit; glibc may then take
+less.
+"""
 _MEMORY = (
     (resource.RLIMIT_AS, "VmSize", "ulimit -v", 400 * _MIB),
     (resource.RLIMIT_DATA, "VmData", "ulimit -d", 192 * _MIB),
@@ -48,7 +50,7 @@ def processor_time() -> str:
 
 
 def too_few_files() -> str | None:
-    """Why a service cannot start with so few open files; None where they suffice."""
+    """Say why a service cannot start with this limit on open files; None if the limit suffices."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
         return None
@@ -59,7 +61,7 @@ def too_few_files() -> str | None:
 
 
 def too_little_memory() -> str | None:
-    """Why a service cannot start within the limits on memory; None where they suffice."""
+    """Say why a service cannot start within the limits on memory; None if they suffice."""
     for soft, _, command, least in _memory_limits():
         if soft < least:
             return (
@@ -71,10 +73,10 @@ def too_little_memory() -> str | None:
 
 
 def memory_limit(more_bytes: int | None = None) -> str | None:
-    """The limit on memory that leaves no room for so many more bytes, with what to do; None
-    where there is room.
+    """Name the memory limit that leaves no room for `more_bytes`, and what to do; None if there is
+    room.
 
-    more_bytes: None for those that a further thread takes for its stack.
+    more_bytes: None stands for the stack of one more thread.
     """
     if more_bytes is None:
         soft, _ = resource.getrlimit(resource.RLIMIT_STACK)

@@ -56,7 +56,8 @@ def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
     """Open the counts in a run folder, for a number of slots.
 
     If the file cannot be written, logs a warning and returns None. Connections are then shared
-    unevenly between the workers. NO_FOLDER needs no warning: whoever found none has warned.
+    unevenly between the workers. NO_FOLDER needs no warning: one was logged when no folder could be
+    made.
     """
     if folder == NO_FOLDER:
         return None

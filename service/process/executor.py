@@ -1,4 +1,4 @@
-"""An executor that goes on with the threads that it has where the system allows no more."""
+"""An executor that makes do with the threads it has when the system allows no more."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 class Executor(ThreadPoolExecutor):
     """Runs calls in at most `max_workers` threads. The first starts at once, others when needed.
 
-    Where no further thread can be started, a call waits for one that there is. The standard
-    executor raises RuntimeError from `submit` then, although it has queued the call.
+    If no further thread can be started, a call waits for an existing one. The standard executor
+    would raise RuntimeError from `submit`, although it has queued the call.
     """
 
     def __init__(self, max_workers: int, name: str) -> None:

@@ -78,12 +78,12 @@ def return_memory() -> None:
 
 
 def return_memory_of(vast: list[Sequence[object] | None]) -> None:
-    """Give freed pages back to the system once nothing else holds these sequences, whose entries
+    """Give freed pages back to the system once nothing else holds these sequences. Their entries
     are freed in portions.
 
-    One call that frees a million texts keeps the interpreter for 20 to 45 ms, and so does a garbage
-    collection that finds their sequence in a cycle. Meanwhile arrays hold the entries: unlike in
-    lists, the collector does not look at each of them. vast: is emptied.
+    One call that frees a million texts holds the interpreter lock for 20 to 45 ms, and so does a
+    garbage collection that finds their sequence in a cycle. So arrays hold the entries until then:
+    the collector does not visit the entries of an array. vast: the list is emptied.
     """
     held = [_held(each) for each in vast if each is not None]
     vast.clear()

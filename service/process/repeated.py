@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 class Repeated:
     """Makes a call every few seconds in a daemon thread, until it is stopped.
 
-    A call that raises is logged, and the next one is made all the same.
+    A call that raises is logged, and the next one is made as usual.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""Long JSON in slices: one call for 180,000 numbers keeps the interpreter for 50 ms or more, and
-meanwhile no other thread can run, the event loop's among them.
+"""Writes and reads long JSON in slices: one call for 180,000 numbers would hold the interpreter
+lock for 50 ms or more, during which no other thread can run, not even the event loop.
 """
 
 import json
@@ -18,7 +18,7 @@ Encode = Callable[[Any], bytes]
 
 
 class Made(NamedTuple):
-    """A long list or object of JSON, of which never more than a slice exists at a time.
+    """A long JSON list or object that is made slice by slice, so that it never exists as a whole.
 
     make: the entries from one place to another, as a list or a dict. ends: the brackets.
     """
@@ -29,7 +29,7 @@ class Made(NamedTuple):
 
 
 def long_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
-    """The value as JSON. default: turns what JSON does not have into what it has."""
+    """The value as JSON. default: converts a value that JSON does not have to one that it has."""
 
     def encode(part: Any) -> bytes:
         return orjson.dumps(part, default, orjson.OPT_UTC_Z)
@@ -80,7 +80,7 @@ def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[
 
 
 def _holds_long(values: Any) -> bool:
-    """Whether the first value is long, as the rows of a matrix are, or holds what is made."""
+    """Whether the first entry is long, like a row of a matrix, or contains a `Made`."""
     first = next(iter(values))
     if isinstance(first, dict) and any(isinstance(each, Made) for each in first.values()):
         return True
@@ -88,7 +88,8 @@ def _holds_long(values: Any) -> bool:
 
 
 def decoded(text: str) -> Any:
-    """The value of a JSON text. Between two numbers of a long one, other threads may run.
+    """The value of a JSON text. While a long one is decoded, other threads may run between its
+    numbers.
 
     Raises ValueError or RecursionError.
     """

@@ -1,4 +1,4 @@
-"""Writes to stderr for which nobody waits: whoever reads its pipe may stop reading.
+"""Writes to stderr without making anybody wait: the program that reads the pipe may stop reading.
 
 A pipe holds 64 KiB. Once it is full, a write waits for the reader, perhaps for ever. So a thread
 writes, and lines that it cannot write soon are dropped and counted.

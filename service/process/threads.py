@@ -41,7 +41,7 @@ def is_no_process(error: BaseException) -> bool:
 
 
 def raise_limit() -> str:
-    """What to do where the system lets this service start no more threads or processes.
+    """Return what to do if the system lets this service start no more threads or processes.
 
     A thread also takes memory for its stack, and its error is the same where that is refused.
     """
@@ -53,7 +53,9 @@ def raise_limit() -> str:
 
 
 def failure_text(error: BaseException) -> str:
-    """The words of an error of work that this process did; of threads and memory, what to do."""
+    """Describe an error of work that this process did; for a lack of threads or memory, also what
+    to do.
+    """
     if is_no_thread(error) or is_no_process(error):
         return f"{error}; {raise_limit()}"
     if isinstance(error, MemoryError):
@@ -207,7 +209,7 @@ class Threads:
                 )
             if self._max_calls is not None and len(self._waiting) >= self._max_calls:
                 raise TooManyWait(
-                    f"{len(self._waiting)} calls are waiting, the most that may; try again later"
+                    f"{len(self._waiting)} calls are waiting, the most allowed; try again later"
                 )
             self.bytes += size
             self._waiting.append(job)

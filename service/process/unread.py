@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 LONG_BYTES = 64 * 1024
 """Answers of more bytes are watched. The system's own buffers take most shorter ones at once."""
 LEAST_BYTES = 64 * 1024
-"""A client must take so many bytes between two checks, or all that is left."""
+"""A client must take this many bytes between two checks, or all that is left."""
 _SIOCOUTQ = 0x5411
 """Linux: how many bytes in the socket's buffer the other side has not acknowledged."""
 
 
 @dataclass
 class _Watched:
-    """What a connection had not sent when it was looked at last."""
+    """How much a connection had left to send at the last check, and since when it is watched."""
 
     left: int
     since: float
@@ -94,7 +94,7 @@ class UnreadAnswers:
         return sum(transport.get_write_buffer_size() for transport in self._watched)
 
     def _forget_sent(self) -> None:
-        """Watch no more what has been sent."""
+        """Stop watching connections whose answers have been sent."""
         for transport in [each for each in self._watched if not each.get_write_buffer_size()]:
             del self._watched[transport]
 
@@ -111,7 +111,10 @@ class UnreadAnswers:
 
 
 def _left(transport: asyncio.Transport) -> int:
-    """How many bytes the client has not acknowledged; without what the system holds, if unknown."""
+    """How many bytes the client has not acknowledged.
+
+    Where the system does not say, only those that the system has not taken yet are counted.
+    """
     left = transport.get_write_buffer_size()
     connection: Any = transport.get_extra_info("socket")
     if sys.platform == "linux" and connection is not None:

@@ -1,4 +1,4 @@
-"""An event that one thread waits for together with a file descriptor."""
+"""An event for a thread that waits for it and for a file descriptor at the same time."""
 
 import os
 import select
@@ -6,7 +6,7 @@ import threading
 
 
 class Waker:
-    """Like `threading.Event`, and its waiter can wait for a descriptor at the same time.
+    """Works like `threading.Event`, but the waiting thread can also wait for a file descriptor.
 
     One thread waits and clears; any thread sets.
     """

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFolder:
-    """Reads the folder `NAME/VERSION` anew at each call."""
+    """Reads the folders `NAME/VERSION` again at each call."""
 
     def __init__(self, path: Path) -> None:
         """path: the folder; it may be missing."""
@@ -28,13 +28,13 @@ class ModelFolder:
         return models_of(self.path)[1]
 
     def misplaced(self) -> list[str]:
-        """Say what is wrong with each part of a model that is no version, so that nobody waits for
-        it to be served; see `service.contract.bundle.misplaced`.
+        """Describe each model file outside NAME/VERSION, so that nobody waits for it to be served;
+        see `service.contract.bundle.misplaced`.
         """
         return misplaced(self.path)
 
     def tell_misplaced(self) -> None:
-        """Log once each part of a model that is no version."""
+        """Log each model file outside NAME/VERSION, once."""
         found = set(self.misplaced())
         for reason in sorted(found - self._told):
             logger.warning("%s; it is not served: move it, then reload (SIGHUP)", reason)

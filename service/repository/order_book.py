@@ -116,7 +116,7 @@ class OrderBook:
             await self._channel.give(name, change, by=by)
 
     async def workers(self, name: str) -> list[WorkerModel]:
-        """What each live worker of each replica serves of a model. Raises StoreUnavailable."""
+        """Return the versions of a model that each live worker serves. Raises StoreUnavailable."""
         return [] if self._channel is None else await self._channel.workers(name)
 
     def report(self) -> None:

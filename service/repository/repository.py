@@ -41,7 +41,7 @@ _UNLOADED = "it was unloaded while it was loading"
 LOADING = "being loaded"
 """Why a version does not serve yet."""
 _NO_VERSION = 0
-"""In place of a version in `faults`: no version is known, as the model's folder is unreadable."""
+"""The version under which `faults` holds the fault of a model whose folder cannot be read."""
 
 
 class Repository:
@@ -180,7 +180,7 @@ class Repository:
         return self._folder.names()
 
     def misplaced(self) -> list[str]:
-        """Say what is wrong with each part of a model in the folder that is no version."""
+        """Describe each model file that is not served because it lies outside NAME/VERSION."""
         return self._folder.misplaced()
 
     def on_disk(self) -> list[tuple[str, int, str]]:
@@ -353,7 +353,7 @@ class Repository:
         await self._book.give(name, begin, by=by)
 
     async def workers(self, name: str) -> list[WorkerModel]:
-        """What each live worker of each replica serves of a model. Raises StoreUnavailable."""
+        """Return the versions of a model that each live worker serves. Raises StoreUnavailable."""
         return await self._book.workers(name)
 
     async def _obey(self, name: str, wish: Wish) -> None:

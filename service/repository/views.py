@@ -1,4 +1,4 @@
-"""What other parts of the service see of the models that serve."""
+"""Gives other parts of the service read access to the models that serve."""
 
 from collections.abc import Iterator
 from typing import Any

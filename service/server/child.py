@@ -77,7 +77,7 @@ class WorkerProcess:
 
 
 class MemoryKills:
-    """Tells which workers the kernel has killed for want of memory.
+    """Tells which workers the kernel has killed because memory ran out.
 
     The kernel only counts them, so each new one in the control group explains one worker.
     """

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 _LEFT_TO_OTHERS_SECONDS = 0.003
 _MAX_PAUSES = 10
-"""The most pauses before this worker accepts, too. On busy cores, another may wait for its turn."""
+"""How often this worker leaves a connection to others before it accepts one itself. On busy cores,
+another worker may have to wait for its turn.
+"""
 _NO_DESCRIPTORS_SECONDS = 1.0
 _AT_ONCE = 256
 """The most connections that a single process accepts in one turn of its event loop."""

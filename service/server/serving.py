@@ -59,7 +59,7 @@ WILL_NOT_START = (
 )
 BACKLOG = 2048
 _SPARE_THREADS = 4
-"""Threads of the loop's executor beside one for each processor, as asyncio has them."""
+"""Threads of the loop's executor in addition to one per processor, as asyncio has them."""
 GC_ALLOCATIONS = 20_000
 SWITCH_SECONDS = 1e-4
 FINISH_SECONDS = 30

@@ -38,7 +38,7 @@ class Settings:
     metrics_port: int = _setting(0, "a separate port for /metrics; 0: none", low=0, high=65535)
     grpc_port: int = _setting(
         0,
-        "port for the Open Inference Protocol over gRPC beside --port (extra grpc); 0: none",
+        "port for the Open Inference Protocol over gRPC, besides --port (extra grpc); 0: none",
         low=0,
         high=65535,
     )
@@ -92,7 +92,7 @@ class Settings:
     )
     models_poll_seconds: float = _setting(
         0.0,
-        "seconds between looks for new model versions; 0: only on SIGHUP or load (of a URL: 30)",
+        "seconds between polls for new model versions; 0: only on SIGHUP or load (of a URL: 30)",
         low=0.0,
         least=0.1,
         high=86_400,
@@ -116,7 +116,7 @@ class Settings:
     max_body_mib: int = _setting(64, "largest request body in MiB", low=1, high=4096)
     max_grpc_mib: int = _setting(
         8,
-        "largest gRPC message in MiB, at most --max-body-mib; one of 32 holds all requests 0.1 s",
+        "largest gRPC message in MiB, at most --max-body-mib; one of 32 delays all requests 0.1 s",
         low=1,
         high=2047,
     )

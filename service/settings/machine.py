@@ -9,8 +9,8 @@ from service.settings.fields import Settings
 from service.settings.names import InvalidSetting, flag_of
 
 THREADS_A_PROCESSOR = 16
-"""More threads of a graph call for each processor are refused: 1,024 on two never got a model
-ready.
+"""The most threads of a graph call for each processor. With 1,024 on two processors, no model ever
+became ready.
 """
 
 
@@ -72,7 +72,7 @@ def _check_keys(keys: Path) -> None:
 
 
 def _is_text(path: Path | str | None) -> bool:
-    """Whether a path has only bytes that are text, and no part that stands for others."""
+    """Whether every byte of a path is text, so that onnxruntime can open it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -88,7 +88,7 @@ def check_extras(settings: Settings) -> None:
 
 
 def check_threads(settings: Settings, *, processors: int) -> None:
-    """Raise InvalidSetting for so many threads that graph calls would never end.
+    """Raise InvalidSetting for a number of threads with which graph calls would never end.
 
     processors: how many threads of this process can run at the same time.
     """

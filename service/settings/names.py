@@ -7,7 +7,7 @@ class InvalidSetting(ValueError):
     """A flag or environment variable is unknown or has an invalid value."""
 
     def __init__(self, message: str) -> None:
-        """message: kept on one line; line ends and bytes that are no text become escapes."""
+        """message: kept on one line; line ends and bytes that are not text become escapes."""
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 

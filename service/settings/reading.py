@@ -13,7 +13,9 @@ from service.settings.fields import Settings, check_range
 from service.settings.names import PREFIX, InvalidSetting, flag_of, variable_of
 
 _LIKE_THE_PREFIX = 0.85
-"""PRIODIAL and PRIMORDIAL are this near to the prefix; PRINCIPAL is not."""
+"""From this similarity on, the start of a variable's name counts as the prefix misspelt: PRIODIAL
+and PRIMORDIAL do, PRINCIPAL does not.
+"""
 _NOT_SETTINGS = re.compile(r"PRIORDIAL_(TEST_\w+|LEAVE_NOTHING_OUT|URL)")
 """Variables for tests and clients, which the service ignores."""
 _SERVICE_LINK = re.compile(
@@ -74,7 +76,7 @@ _UNITS = {
     "store": "URL", "reads": "URL", "webhook": "URL", "secret": "TEXT", "models": "DIR|URL",
     "cache": "DIR", "keys": "FILE",
 }  # fmt: skip
-"""What stands for the value of a flag in the help, by the last word of its name."""
+"""The placeholder for the value of a flag in the help, by the last word of the flag's name."""
 
 
 def _metavar(item: "dataclasses.Field[Any]") -> str:

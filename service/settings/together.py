@@ -22,15 +22,15 @@ _READY = (
     *("/health", "/health/ready", "/ping", "/v2/health/ready"),
     *("/v1/models/*", "/v2/models/*/ready"),
 )
-"""Those of them that answer 200 when the service, or a model, is ready."""
+"""The paths among them that answer 200 when the service, or a model, is ready."""
 _SCORES = ("/predict", "/invocations", "/score", "/models/*/predict", "/v1/models/*:predict")
-"""Those of them that answer as /predict does."""
+"""The paths among them that answer as /predict does."""
 
 
 def check_together(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise InvalidSetting for the first value that another one contradicts or makes useless.
 
-    values: of all settings, each within its own range. defaults: the same for nothing given.
+    values: of all settings, each within its own range. defaults: the values if nothing is given.
     """
     _check_ports(values)
     _check_webhook(values)
@@ -130,7 +130,9 @@ def _check_address(values: Mapping[str, Any]) -> None:
 
 
 def _check_routes(values: Mapping[str, Any]) -> None:
-    """Refuse a further path that is none, that no request reaches, or that has another answer."""
+    """Refuse an additional path that is malformed, that no request reaches, or that the service
+    uses for something else.
+    """
     root = values["root_path"].rstrip("/")
     for name, same in (("predict_route", _SCORES), ("health_route", _READY)):
         path = values[name]

@@ -42,7 +42,7 @@ _TAGS, _LOCK, _IN_USE, _PART = ".tags.json", ".lock", ".in-use", ".part"
 
 
 class NoRoom(RuntimeError):
-    """A version does not fit into the local copy beside those that serve."""
+    """A version does not fit into the local copy in addition to those that serve."""
 
 
 def open_mirror(models: Path | str, cache: Path | None, *, max_bytes: int) -> "Mirror | None":
@@ -232,7 +232,7 @@ class Mirror:
         if free < needed:
             raise NoRoom(
                 f"model '{key[0]}' version {key[1]} needs {needed / 2**20:.1f} MiB, but only "
-                f"{max(0, free) / 2**20:.1f} MiB are left beside the versions that serve: raise "
+                f"{max(0, free) / 2**20:.1f} MiB are left besides the versions that serve: raise "
                 "--models-cache-mib or lower --keep-versions"
             )
 

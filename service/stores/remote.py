@@ -187,7 +187,7 @@ class RemoteFolder:
                 yield piece
 
     def _place(self, path: str) -> tuple[str, int, str] | None:
-        """Model, version and file name of a path; None for what is no part of a version."""
+        """Model, version and file name of a path; None for a path that is not part of a version."""
         inside = path.removeprefix(self._root.rstrip("/") + "/")
         parts = inside.split("/")
         if inside == path or len(parts) < 3 or not is_version(parts[1]):

@@ -88,7 +88,7 @@ def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
     """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants
     more axes.
 
-    Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS, or one that is no category.
+    Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS, or one that is not a category.
     """
     if spec.categories is not None:
         _check_categories(strings, spec)
@@ -209,7 +209,7 @@ def rows_fit(shape: tuple[int, ...], wanted: Sequence[int | None]) -> bool:
 
 
 def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array:
-    """`cast`, which must leave every number finite."""
+    """Cast numbers as `cast` does. Raises InvalidInput for one that is not finite afterwards."""
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"the input is text; the model takes {dtype}")
     fit = cast(array, dtype)
@@ -219,7 +219,9 @@ def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array
 
 
 def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array:
-    """Records of one field, which may hold NaN: the graph treats it as a missing value."""
+    """Make records of one field, in which NaN may stand for a missing value. Raises
+    InvalidInput.
+    """
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     found = cast(array, _dtype(spec.dtype))
@@ -262,8 +264,9 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
 
 
 def _texts(array: Array) -> list[str]:
-    """The texts of a flat array, a slice at a time: one call for all keeps the interpreter for
-    tens of milliseconds. Raises UnicodeError.
+    """Yield the texts of a flat array, a slice at a time. Raises UnicodeError.
+
+    One call for all would hold the interpreter lock for tens of milliseconds.
     """
     found: list[str] = []
     for start in range(0, len(array), _TEXTS_AT_ONCE):

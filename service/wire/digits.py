@@ -12,7 +12,7 @@ _MOST_CHARACTERS = 400
 
 
 def whole_number(text: str | bytes, *, below: int) -> int | None:
-    """The number that ASCII digits write; None for anything else and for `below` or more."""
+    """Parse a whole number in ASCII digits. None for any other text, and for `below` or more."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip(b"0" if isinstance(text, bytes) else "0")  # type: ignore[arg-type]
@@ -23,7 +23,7 @@ def whole_number(text: str | bytes, *, below: int) -> int | None:
 
 
 def decimal_number(text: str) -> float | None:
-    """The number that ASCII digits, a sign, a point and an exponent write; None for anything else.
+    """Parse a decimal number in ASCII: sign, digits, point and exponent. None for any other text.
 
     It is infinite where a double cannot hold it.
     """

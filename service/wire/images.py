@@ -34,7 +34,7 @@ MAX_REQUEST_PIXELS = 500_000_000
 LARGE_PIXELS = 8_000_000
 """An image of more pixels takes much memory while it is decoded: one of 49 million took 235 MiB."""
 LARGE_MEMORY = 2**30
-"""For each so many bytes of memory, one large image is decoded at a time."""
+"""One large image is decoded at a time for each portion of this many bytes of memory."""
 _large = threading.BoundedSemaphore(max(1, available_memory() // LARGE_MEMORY))
 
 pixels.load_decoders()  # otherwise the first image would wait until Pillow is imported

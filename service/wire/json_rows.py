@@ -1,8 +1,8 @@
-"""A JSON body → its rows, or the model's input tensor of numbers: a short body at once, a long one
-a slice of rows at a time.
+"""Turns a JSON body into its rows, or into the model's input tensor of numbers: a short body at
+once, a long one a slice of rows at a time.
 
-A short body that holds nothing but numbers is read by simdjson, which writes them into one buffer:
-orjson makes a Python object of each, and NumPy reads them one by one.
+A short body that holds nothing but numbers is read by simdjson, which writes them into one buffer.
+orjson would make a Python object of each, which NumPy would then read one by one.
 
 The JSON decoder holds the interpreter lock until it returns. Decoding tens of megabytes at once
 would stop the event loop for a second, whichever thread does it. A slice takes a few milliseconds.
@@ -100,8 +100,8 @@ class ShortJson:
     def list_of_numbers(
         self, text: bytes | bytearray, shape: tuple[int, ...], *, count: int
     ) -> Array | None:
-        """A JSON list of numbers, flat or of one row, as a tensor of this shape, which fits the
-        model and has `count` numbers; None when the general reader must read it.
+        """Read a JSON list of `count` numbers, flat or of one row, as a tensor of `shape`, which
+        fits the model. None when the general reader must read it.
         """
         if self._parser is None:
             return None
@@ -217,8 +217,8 @@ def _without_list(
     others = begin + len(body) - end
     if others > MAX_WHOLE_BYTES:
         raise TooLarge(
-            f"the JSON has {others} bytes beside its rows; at most {MAX_WHOLE_BYTES} are accepted: "
-            "store a long inline prior and name it"
+            f"the JSON has {others} bytes besides its rows; at most {MAX_WHOLE_BYTES} are "
+            "accepted: store a long inline prior and name it"
         )
     view = memoryview(body)
     return parse_json_object(b"".join((view[: begin + 1], view[end:])), allowed)
@@ -323,7 +323,7 @@ def _quotes(block: NDArray[np.uint8], backslashes: int) -> tuple[NDArray[np.int6
     others = np.flatnonzero(block != _BACKSLASH)
     if len(others) == len(block) and not backslashes:
         return quotes, 0
-    before = np.searchsorted(others, quotes) - 1  # the last character that is no backslash
+    before = np.searchsorted(others, quotes) - 1  # the last character that is not a backslash
     runs = quotes - 1 - np.where(before < 0, -1 - backslashes, others[before])
     left = len(block) - 1 - int(others[-1]) if len(others) else backslashes + len(block)
     return quotes[runs % 2 == 0], left
@@ -401,7 +401,7 @@ def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
 
 
 def _long_row(text: bytes, spec: InputSpec, slice_bytes: int, *, row: int) -> Array | None:
-    """One long row, decoded and put into an array in parts; None where it is no list.
+    """Decode one long row and put it into an array, in parts; None if it is not a list.
 
     Raises Malformed or InvalidInput.
     """

@@ -20,7 +20,9 @@ MAX_DECODED_BYTES = 48 * 2**20
 lock for about 30 ms.
 """
 MAX_WHOLE_BYTES = 16 * 2**20
-"""The longest text that is decoded at once: a longer one would hold the interpreter too long."""
+"""The longest text that is decoded at once: a longer one would hold the interpreter lock too
+long.
+"""
 MAX_STRINGS = 200_000
 """The most texts and names of a document that is decoded at once; a new name takes 0.2 µs."""
 MAX_STORABLE_BYTES = 16 * 2**20
@@ -33,7 +35,9 @@ _LONGEST_WHOLE = 20
 _UNCHECKED_BYTES = 16 * 1024
 """A body below this size is not measured: decoded, it cannot become large."""
 _WINDOW_BYTES = 2**20
-"""Bytes that are searched at once: a search holds the interpreter, at up to 2 ns a byte."""
+"""Bytes that are searched at once: a search holds the interpreter lock, up to 2 ns for each
+byte.
+"""
 _PAIRS_AT_ONCE = 10_000
 _MAX_LEVELS = 1024
 _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
@@ -54,9 +58,9 @@ def holds(body: bytes | bytearray, word: bytes, begin: int = 0) -> bool:
 def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> Any:
     """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels.
 
-    The decoder holds the interpreter until it returns, so its input is bounded: the length of the
-    text, the number of strings, and the memory. limit: the most bytes that the decoded document may
-    take, by estimate. Raises Malformed or TooLarge.
+    The decoder holds the interpreter lock until it returns, so its input is bounded: the length of
+    the text, the number of strings, and the memory. limit: the most bytes that the decoded document
+    may take, by estimate. Raises Malformed or TooLarge.
     """
     if not body:
         raise Malformed("the body is empty; expected JSON")
@@ -80,7 +84,7 @@ def fault_of(error: orjson.JSONDecodeError) -> str:
     found = _NO_NUMBER.match(error.doc, max(0, error.pos - 1))
     if found is None:
         return str(error)
-    return f"{error}: '{found[1]}' is no number of JSON; write null for a missing value"
+    return f"{error}: '{found[1]}' is not a JSON number; write null for a missing value"
 
 
 _NO_NUMBER = re.compile(r"[\[,:\s]?(-?(?:NaN|nan|Infinity))")
@@ -175,7 +179,7 @@ def parse_storable(body: bytes) -> Any:
     """
     if len(body) <= _STRICT_BYTES or _MAY_BE_SURROGATE.search(body) is not None:
         parse_json(body, limit=MAX_STORABLE_BYTES)  # refuses all that is not strict JSON
-    else:  # it would hold the interpreter
+    else:  # it would hold the interpreter lock
         check_decoded_size(body, MAX_STORABLE_BYTES)
         check_length(len(body))
     try:
@@ -195,7 +199,10 @@ def parse_storable(body: bytes) -> Any:
 
 
 def _whole(text: str) -> int | float:
-    """Written in Python as `slices.number` is. orjson reads long whole numbers as decimal, too."""
+    """Parse a whole number. A long one becomes a float, as orjson reads it.
+
+    It is a Python function for the reason that `slices.number` is one.
+    """
     return int(text) if len(text) < _LONGEST_WHOLE else _finite(text)
 
 
@@ -209,7 +216,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"'{text}' is no number of JSON; write null for a missing value")
+    raise ValueError(f"'{text}' is not a JSON number; write null for a missing value")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

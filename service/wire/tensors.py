@@ -98,7 +98,8 @@ class Described:
         return Tensor(self.name, self.datatype, self.shape, values), end
 
     def only_values(self, body: bytes | bytearray, offset: int) -> Array:
-        """The numbers of a binary tensor that is all of the body from offset on, aligned.
+        """Read the numbers of a binary tensor that fills the body from `offset` on, as an aligned
+        array.
 
         The datatype is not BYTES. Raises Malformed.
         """
@@ -317,7 +318,7 @@ def encode_binary(values: Array | Sequence[str]) -> bytes:
 
 
 def binary_pieces(values: Array | Sequence[str]) -> list[bytes]:
-    """As `encode_binary`, in pieces, since no other thread runs while one is copied."""
+    """Encode as `encode_binary` does, in pieces: no other thread runs while one is copied."""
     if not isinstance(values, np.ndarray) or values.size <= _PIECE_NUMBERS:
         return [encode_binary(values)]
     flat, places = values.reshape(-1), range(0, values.size, _PIECE_NUMBERS)

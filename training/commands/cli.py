@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
 
 
 def _from_outside(error: BaseException) -> str:
-    """What the operating system refused, with the file, or what a user's network has called."""
+    """Say what the operating system refused and for which file, or where a user's own network
+    failed.
+    """
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

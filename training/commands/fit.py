@@ -70,16 +70,16 @@ def _add_method_flags(method: Any) -> None:
         "--freeze",
         type=lambda text: tuple(part for part in text.split(",") if part),
         metavar="PART,PART",
-        help="do not train the parameters whose names begin so, or all-but-last: all before the "
-        "last layer (default: train all)",
+        help="do not train the parameters whose names begin with one of these prefixes; "
+        "all-but-last: all before the last layer (default: train all)",
     )
     method.add_argument(
         "--lr-of",
         action="append",
         type=name_and_number,
         metavar="PART=FACTOR",
-        help="factor of the learning rate for parameters whose names begin so, above 0, as in "
-        "conv1=0.1; may be repeated",
+        help="factor of the learning rate, above 0, for the parameters whose names begin with this "
+        "prefix, as in conv1=0.1; may be repeated",
     )
     method.add_argument(
         "--features-once",

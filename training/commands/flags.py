@@ -118,7 +118,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         type=_resize,
         metavar="stretch|crop|PIXELS",
         help="how images are brought to that size: stretched, cut to a square, or scaled until "
-        "the shorter side has so many pixels, then the centre is cut out (default: the latter, "
+        "the shorter side has that many pixels, then the centre is cut out (default: the last, "
         "with 8/7 of --image-size)",
     )
     group.add_argument(
@@ -242,8 +242,8 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--augment",
         choices=("none", "flip", "crop-flip", "resized-crop-flip"),
-        help="random changes of training images: mirrored, shifted as well, or random parts that "
-        "are resized (default none)",
+        help="random changes of training images: flip mirrors them, crop-flip also shifts them, "
+        "and resized-crop-flip cuts out and resizes random parts (default none)",
     )
     group.add_argument(
         "--pad",

@@ -206,7 +206,7 @@ def check_labels(
     """Convert labels [N], class names or indices, to int64 indices.
 
     where: the file, for messages. row_word, first_row: what a message calls a row, and the number
-    of the first one. Raises BadData that names the first row whose label is no class.
+    of the first one. Raises BadData that names the first row whose label is not a class.
     """
     if labels.ndim != 1:
         raise BadData(

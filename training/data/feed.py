@@ -204,7 +204,7 @@ def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[T
 
 
 def graph_feeds(data: Dataset, split: Split) -> Iterator[Any]:
-    """What the graph of a run is given, EVALUATION_ROWS rows at a time: rows, or inputs by name."""
+    """Yield inputs of a run's graph, EVALUATION_ROWS rows at a time: rows, or inputs by name."""
     for rows in graph_inputs(split, data.image):
         yield rows if data.vocabulary is None else data.vocabulary.fed(rows)
 

@@ -24,7 +24,9 @@ LISTED = 5
 MAX_TEXTS = 2_000
 LONG_WORD = 16  # characters; languages with spaces have 4 to 8
 MARKS_OF_MISSING = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?", "-")
-"""What tables write for a missing value; as a label it may also be a class, such as Namibia's."""
+"""Texts that tables hold for a missing value; as a label, each may also be a class, such as
+Namibia's.
+"""
 
 
 def check_quotes(path: Path, encoding: str = "utf-8") -> None:
@@ -96,7 +98,7 @@ def _class_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def _reduced(name: str) -> str:
-    """A name without outer spaces, case, and what one number or letter may be written with."""
+    """Return a name without outer spaces and case, and with one form for each number and accent."""
     found = unicodedata.normalize("NFKC", name).strip().casefold()
     if found.isdecimal():  # as a float, long numbers would lose digits
         return str(int(found))

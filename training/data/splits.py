@@ -75,7 +75,7 @@ def long_tailed(split: Split, class_counts: Labels, *, seed: int) -> Split:
         worst = int(short[0])
         raise WrongUse(
             f"the profile asks for {class_counts[worst]} training rows of class {worst}; "
-            f"{available[worst]} are left beside validation and test "
+            f"{available[worst]} are left after validation and test "
             "(lower --max-per-class or --validation-per-class)"
         )
     generator = np.random.default_rng([seed, 1])

@@ -5,7 +5,7 @@ StringSplit and StringNormalizer do (in the locale "C", which is always availabl
 and "good" count as the same word, each spelling with punctuation is a key of its own with the
 number of the bare word.
 
-Words may also be split at every character that is no letter, digit or underscore, so that
+Words may also be split at every character that is not a letter, digit or underscore, so that
 "text-based" is two tokens. Or tokens may be runs of characters, with A … Z in lower case: of one to
 three characters for languages without spaces, or of three to five for parts of words. The graph
 then needs onnxruntime's own Tokenizer. Or a `tokenizer.json` of Hugging Face's tokenizers makes the
@@ -59,7 +59,9 @@ def words(text: str) -> list[str]:
 
 
 def parts(text: str) -> list[str]:
-    """Split a text at what is no letter, digit or underscore, as the exported graph does."""
+    """Split a text at each character that is not a letter, digit or underscore, as the exported
+    graph does.
+    """
     return _PART.findall(text.translate(_LOWER))
 
 

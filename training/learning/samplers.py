@@ -128,7 +128,9 @@ def _over_present(counts: Vector) -> Vector:
 
 
 class Recorded(NamedTuple):
-    """What a published model records about training, from the loss and the sampler together."""
+    """The facts about training that a published model records, from the loss and the sampler
+    together.
+    """
 
     loss_tau: float
     source_prior: SourcePrior

@@ -37,7 +37,7 @@ CHANGED: Mapping[str, str] = {
     "data_sha256": "the contents of --data have changed",
     "tokens_sha256": "the contents of the file of --tokens have changed",
 }
-"""What a message says of files that are not those of an earlier run."""
+"""The message for input files that differ from those of the checkpoint's run."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class CheckpointFile:
 
 
 def _other(path: Path) -> str:
-    """What lies in the place of a checkpoint; torch writes ZIP archives, so those are its own."""
+    """Say what file is in the place of a checkpoint. A ZIP archive is one of torch's own files."""
     found = instead(path)
     return " (it was cut short, or made by another version)" if "ZIP" in found else found
 
@@ -214,7 +214,9 @@ def _locked_file(path: Path) -> TextIO:
 
 
 def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete an older file's settings: those that it lacks get their values of that time."""
+    """Complete an older file's settings: missing ones get the values that were fixed at that
+    time.
+    """
     return {key: value for key, value in LATER.items() if key in like} | dict(settings)
 
 

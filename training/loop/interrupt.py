@@ -17,8 +17,9 @@ class Interrupted(Fault):
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, or SIGTERM.
 
-    CPython ends a process by SIGINT, whatever status it exits with, once a plain KeyboardInterrupt
-    has passed through code that some library made from a string. A class of its own it leaves be.
+    It is a subclass, since CPython treats a plain KeyboardInterrupt in a special way. Once one has
+    passed through code that some library compiled from a string, CPython ends the process by
+    SIGINT, whatever its exit status would be.
     """
 
 
@@ -79,10 +80,11 @@ class StopSignal:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Keep Ctrl-C from the processes that are started within, for as long as they live.
+    """Keep Ctrl-C from the processes that are started within the `with` block, for as long as they
+    live.
 
     The terminal sends it to all. A process that is still importing would print a traceback. This
-    process gets it at the latest when the context ends.
+    process gets it at the latest when the block ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -97,7 +99,9 @@ def held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise Stopped within, as Ctrl-C does, so that work is cleaned up."""
+    """Let SIGTERM raise Stopped within the `with` block, as Ctrl-C does, so that work is cleaned
+    up.
+    """
     try:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not in the main thread, so Python leaves signals to the caller

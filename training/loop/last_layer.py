@@ -55,7 +55,7 @@ def features_of(
             if len(seen) != 1 or not torch.equal(head(seen[0]), logits):
                 raise WrongUse(
                     "the network does something after its last linear layer; "
-                    "expected that layer last"
+                    "expected that layer to be last"
                 )
             parts.append(seen[0].float().cpu().numpy())
     finally:

@@ -128,7 +128,7 @@ def _own_store(store: Store, rank: int, world: int) -> Store:
         time.sleep(POLL_SECONDS)
     raise TimeoutError(
         f"process {rank} of {world} waited {JOIN_SECONDS} s for the first one to start; see the "
-        "output of the process with RANK=0, and start all again"
+        "output of the process with RANK=0, and start all of them again"
     )
 
 

@@ -157,7 +157,7 @@ def _has_width() -> bool:
         OSError,
         ValueError,
         AttributeError,
-    ):  # stderr is no terminal, or has no file descriptor
+    ):  # stderr is not a terminal, or has no file descriptor
         return False
 
 

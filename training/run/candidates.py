@@ -20,7 +20,9 @@ SAMPLE = 10_000
 MOST_PIECES = 2_048
 """The most pieces for which auto tries mlp-pieces: embeddings have more, and gain nothing."""
 MOST_LINEAR = 50_000_000
-"""The most rows × pieces for which auto tries linear-pieces: it keeps them in memory (200 MB)."""
+"""The most rows × pieces for which auto tries linear-pieces, which keeps them in memory (200
+MB).
+"""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Published:
             inside = sorted(str(file.parent) for file in folder.glob(f"*/{MANIFEST_FILE}"))
             offered = f"; is {inside[-1]} meant?" if inside else ""
             raise WrongUse(
-                f"{folder}: is no model folder, as it has no {MANIFEST_FILE}; expected "
+                f"{folder}: is not a model folder, since it has no {MANIFEST_FILE}; expected "
                 f"models/<name>/<version>{offered}"
             )
         try:

@@ -1,10 +1,10 @@
 """Trains a chosen network again on all rows, its validation rows included.
 
-Few rows are scarce twice: a fifth of them, and one row of a class of two, serve validation alone.
-So are texts, however many: a rare class has few words of its own, and each row adds some.
-Once validation has chosen the network and its penalty, the final network learns from all rows.
-Temperature, bias, source prior and tau stay those that the held-out rows measured on the network
-before it.
+Holding out rows costs small data most: a fifth of all rows, and one of the two rows of a rare
+class. It also costs texts, however many there are: a rare class has few words of its own, and each
+row adds some. Once validation has chosen the network and its penalty, the final network learns from
+all rows. Temperature, bias, source prior and tau stay those that the held-out rows measured on the
+network before it.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,9 @@ FOLDER = "all-rows"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the network before the last training knows: validation rows that it never saw."""
+    """The validation rows, with the logits of the earlier network, which did not learn from
+    them.
+    """
 
     ready: Prepared
     logits: NDArray[np.float32]

@@ -30,7 +30,9 @@ BYTES_A_LOGIT = 4 + 8 + 8
 """A split's logits are held in float32, and in float64 before and after the adjustment."""
 CPU = torch.device("cpu")
 ALONE_ROUNDING = 1e-3
-"""Of the largest logit, or of 1: by so much a row may differ alone, as sums have another order."""
+"""How far a row's logits may change when it is scored alone, as a share of the largest logit or of
+1. Sums are then computed in another order.
+"""
 SIGMOID_ROWS = 32
 PROBABILITY_ROUNDING = 1e-4
 """Rows without negative numbers that sum to 1 within this tolerance are probabilities."""
@@ -165,7 +167,7 @@ def _check_alone(recipe: Recipe, network: nn.Module, inputs: Tensor, outputs: Te
     limit = ALONE_ROUNDING * max(1.0, float(outputs.abs().max()))
     if alone.shape != outputs[:1].shape or not float((alone - outputs[:1]).abs().max()) <= limit:
         raise WrongUse(
-            f"network {recipe.network}: a row alone gets other logits than beside another row; "
+            f"network {recipe.network}: a row alone gets other logits than next to another row; "
             "expected logits that depend on the row only, and not on chance (in evaluation mode)"
         )
 
@@ -190,7 +192,7 @@ def _within_one(outputs: Tensor) -> bool:
 
 
 def _check_last_module(recipe: Recipe, network: nn.Module) -> None:
-    # not `any(children)`: a child may have a length, and its own idea of it
+    # not `any(children)`: a child with `__len__` may count as false
     leaves = [each for each in network.modules() if next(each.children(), None) is None]
     if leaves and isinstance(leaves[-1], nn.Softmax | nn.Sigmoid):
         kind = type(leaves[-1]).__name__
@@ -295,7 +297,9 @@ def _described(outputs: object) -> str:
 
 
 def _kind(outputs: Tensor) -> str:
-    """What is odd about a tensor: its numbers, how they are kept, and where."""
+    """Describe what is odd about a tensor: its numbers, how they are stored, and on which
+    device.
+    """
     dtype = str(outputs.dtype).removeprefix("torch.")
     layout = "" if outputs.layout is torch.strided else " in a sparse tensor"
     return f"{dtype}{layout} on {outputs.device}"

@@ -32,7 +32,7 @@ WIDE_TEMPERATURE = 3.0
 RIDGE = 4.0
 """Prior precision of each bias, in validation rows: N(0, 1/4)."""
 LIKELIHOOD_DROP = Z_95**2 / 2
-"""Another T is plausible within so many nats of the likeliest: the likelihood ratio test at 5 %."""
+"""Another T is plausible within this many nats of the likeliest: a likelihood ratio test at 5 %."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 TAU_STANDARD_ERRORS = 2.0
 """Tau stays 1 unless another tau's validation error is lower by more standard errors than this."""
@@ -40,7 +40,7 @@ BEST_STANDARD_ERRORS = 1.645
 """The interval holds each tau whose error is at most this many standard errors above the lowest."""
 
 _LEAST_INFORMATION = 1e-9
-"""Below it, the rounding errors of the slope would decide about the score."""
+"""With a smaller value, rounding errors of the slope would decide about the score."""
 
 
 class CalibrationRefused(BadData):

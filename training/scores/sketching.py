@@ -100,7 +100,7 @@ def _entropies(logits: Vector, labels: Labels, *, temperature: float) -> Sketch 
 
 
 def validation_rows(f: Vector, labels: Labels) -> ValidationRows:
-    """Count the rows [n, C] of each class, and those whose logits came before."""
+    """Count the rows [n, C] of each class, and the rows whose logits an earlier row has, too."""
     counts = class_totals(labels, f.shape[1]).astype(int).tolist()
     inputs = inputs_of(f)
     repeated = 0 if inputs is None else len(f) - int(inputs.max()) - 1

@@ -24,7 +24,7 @@ from training.loop.interrupt import Interrupted, StopSignal, held_back
 from training.loop.processes import Processes
 
 PROCESS_BYTES = 2**29
-"""Memory of a process beside the data: torch, a small network and its optimiser."""
+"""Memory of a process besides the data: torch, a small network and its optimiser."""
 COPIES = 4
 """How often a process may hold the training rows: as read, in order, on the device, in a batch."""
 POLL_SECONDS = 0.5

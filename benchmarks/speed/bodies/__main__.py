@@ -176,7 +176,9 @@ def cpu_of(pid: int) -> tuple[float, float]:
 
 
 def bare(call: Callable[[], object], seconds: float, cores: int) -> tuple[float, float]:
-    """CPU time of a call in µs, and calls per second, of loops on so many cores together."""
+    """Run bare loops on several cores at once: (CPU time of a call in µs, calls per second
+    together).
+    """
     context = multiprocessing.get_context("fork")
     with context.Pool(cores, initializer=_give, initargs=(call,)) as pool:
         each = pool.starmap(_loop, [(seconds,)] * cores, chunksize=1)
@@ -236,7 +238,7 @@ _WORDS = [
 
 
 def publish_images(folder: Path) -> None:
-    """The mean of all places, one convolution, ten classes: next to no work."""
+    """Publish a model that averages the pixels and has one 1 × 1 convolution: next to no work."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(rng.normal(size=(10, 3, 1, 1)).astype(np.float32), "w"),
@@ -250,7 +252,9 @@ def publish_images(folder: Path) -> None:
 
 
 def publish_texts(folder: Path) -> None:
-    """A tokenizer of subwords, and the sum of the tokens' embeddings as logits."""
+    """Publish a model with a tokenizer of subwords, whose logits are the sum of the tokens'
+    embeddings.
+    """
     pieces = sorted({_WORDS[i][:k] for i in range(len(_WORDS)) for k in (2, 3)})
     tails = sorted({"##" + word[k:] for word in _WORDS for k in (2, 3)})
     known = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", *pieces, *tails])}

@@ -53,7 +53,8 @@ def is_loopback(host: str) -> bool:
 
 
 def open_to_others(file: Path) -> str | None:
-    """Why others than its owner could put keys into a list, with what to do; None if they cannot.
+    """Say why users other than its owner could add keys to a list, and what to do; None if they
+    cannot.
 
     A folder in which others may replace the file is as open as the file, unless it is sticky.
     """
@@ -74,7 +75,7 @@ class Access:
     """Checks API keys. Without any, every caller has all rights under the name `anonymous`."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
-        """keys: those that never change. file: a file of more keys.
+        """Read the keys.
 
         keys: from the settings; they never change. file: more keys; a change of the file takes
         effect within a second. Raises InvalidKeys.

@@ -79,7 +79,7 @@ class Room:
             self._taken += size
 
     def held(self) -> "Held":
-        """Return what one request holds of the room: nothing yet."""
+        """Make the account of one request: how many bytes of the room it holds, at first none."""
         return Held(self)
 
 
@@ -228,8 +228,8 @@ def inflated(
 ) -> bytes | bytearray:
     """Decompress a gzip, deflate or zstd body, up to `limit` bytes, which `held` counts.
 
-    A body of empty blocks gives nothing to count, and takes 70 ns for each of its bytes; the
-    deadline ends it. Raises Problem, UnsupportedBody or DeadlinePassed.
+    Empty blocks decompress to nothing, so no limit counts them, yet each byte of them takes 70 ns.
+    The deadline ends such a body. Raises Problem, UnsupportedBody or DeadlinePassed.
 
     A gzip body may have several members (RFC 1952 section 2.2), as `bgzip` and `cat` make them, and
     a zstd body several frames.

@@ -195,8 +195,8 @@ class FramedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._lingering is not None:
             self._lingering.cancel()
-        # The last request refers to this object. Without the way back, both are freed now; else
-        # they would wait for the garbage collector, with what they hold, for 800 connections.
+        # The last request refers to this object. Without a reference back to it, both are freed
+        # now. Otherwise they would wait for a garbage collection, one for about 800 connections.
         self.cycle = None  # type: ignore[assignment]
         if isinstance(self.flow, _Flow):
             self.flow.protocol = None
@@ -565,7 +565,11 @@ class FramedProtocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """uvicorn resumes reading with each answer; bytes that wait here would grow without bound."""
+    """Keeps reading paused while received bytes are still to be parsed.
+
+    uvicorn resumes reading with each answer; without this, the waiting bytes could grow without
+    bound.
+    """
 
     def __init__(self, protocol: FramedProtocol, transport: asyncio.Transport) -> None:
         super().__init__(transport)

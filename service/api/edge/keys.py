@@ -71,9 +71,10 @@ def parse_keys(text: str) -> list[Key]:
 
 
 def parse_key_setting(text: str) -> list[Key]:
-    """The keys of a setting, which may be empty. Raises InvalidKeys if it is not but has no key.
+    """Parse the keys of a setting; an empty setting has none.
 
-    Otherwise a setting of only a comment would open the service to everybody.
+    Raises InvalidKeys if the setting holds text but no key: a setting that is only a comment would
+    otherwise open the service to everybody.
     """
     try:
         keys = parse_keys(text)
@@ -105,7 +106,7 @@ def _parse_line(line: str, where: str) -> Key:
     unknown = sorted(set(roles.split(",")) - set(ROLES))
     if "" in unknown:
         raise InvalidKeys(
-            f"{where}: a role is missing beside a comma; write ROLE,ROLE without blanks"
+            f"{where}: a role is missing next to a comma; write ROLE,ROLE without blanks"
         )
     if unknown:
         raise InvalidKeys(

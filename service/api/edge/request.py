@@ -204,7 +204,7 @@ def response_bytes(
 
 
 def not_http(data: "memoryview[int]", error: Exception) -> str:
-    """What the bytes received are instead of an HTTP/1.1 request, where that is known."""
+    """Say what the received bytes are, if they are a known protocol other than HTTP/1.1."""
     begin = bytes(data[:16])
     if begin[:2] == b"\x16\x03":
         return "the bytes received begin TLS, and this port has plain HTTP; use http://, or a proxy"

@@ -33,7 +33,7 @@ def encoded_together(
     """Encode the answers to requests with the same numeric outputs, and one tau and prior each.
 
     The numbers of the whole batch are encoded together, and each answer takes its part.
-    columns: see Plan.
+    columns: (name, whether binary, numbers per row) of each output, as in `Plan`.
     """
     outputs, begin, stop = entries[0].outputs, entries[0].start, entries[-1].stop
     found = []

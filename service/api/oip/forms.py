@@ -1,6 +1,7 @@
-"""The part of an inference request that a client repeats: all but its numbers and its id.
+"""The part of an inference request that a client repeats: everything but its numbers and its id.
 
-A model keeps what follows from it, so that only the numbers of the next request are read.
+A model caches what was derived from that part, so that only the numbers of the next request have to
+be read.
 """
 
 import re
@@ -33,7 +34,7 @@ _TEXT = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"([^"]*)"')
 
 
 class Plan(NamedTuple):
-    """What the graph must compute for a request's outputs, given the classes and top_k."""
+    """The outputs that the graph must compute for a request, given the classes and top_k."""
 
     classes: dict[str, int]
     """The number of classes of each ranked output, by the output's name."""
@@ -107,10 +108,12 @@ def _keep(model: ServedModel, key: bytes, form: Form) -> None:
 
 
 class JsonForm(NamedTuple):
-    """A body of JSON, parted: its only tensor's numbers, and all else but its id."""
+    """A JSON body split into the numbers of its only tensor, its id, and everything else."""
 
     key: bytes
-    """The body without the numbers and the id; no header is equal to it, as it is no JSON."""
+    """The body without the numbers and the id. It is not JSON, so it cannot equal a binary
+    header.
+    """
     numbers: bytes | bytearray
     """The list of the numbers, as JSON."""
     identity: str | None
@@ -118,10 +121,10 @@ class JsonForm(NamedTuple):
 
 
 def parted(body: bytes | bytearray) -> JsonForm | None:
-    """Part a body of JSON whose one list of values is under its only `data`; None for others.
+    """Split a JSON body whose only list of values is under its only `data`; None for other bodies.
 
     A valid body with the same key differs from another only in numbers and id, because neither
-    holds a quotation mark, and a backslash is nowhere.
+    holds a quotation mark, and the body has no backslash.
     """
     at = body.find(b'"data"')
     opened = None if at < 0 else _LIST.match(body, at + 6)
@@ -152,9 +155,11 @@ def parted(body: bytes | bytearray) -> JsonForm | None:
 def kept_form(
     model: ServedModel, body: bytes | bytearray
 ) -> tuple[Form, NDArray[Any], str | None] | None:
-    """(form, input tensor, id) of a body of JSON whose form the model keeps; None for others.
+    """Return (form, input tensor, id) of a JSON body whose form the model keeps; None for other
+    bodies.
 
-    It is None for every fault, which `read_header` names. Call it on the event loop.
+    It is also None for an invalid body: `read_header` then names the fault. Call it on the event
+    loop.
     """
     found = parted(body)
     form: Form | None = None if found is None else model.infer_forms.get(found.key)

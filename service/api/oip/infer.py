@@ -55,7 +55,7 @@ class Asked(NamedTuple):
     model: ServedModel
     header: InferHeader
     identity: str | None
-    """The id of the request; that of the header may be another's, with the same form."""
+    """The id of this request. `header` may be that of an earlier request with the same form."""
     settings: RowSettings
     plan: Plan
 
@@ -75,7 +75,7 @@ class _Read(NamedTuple):
 
 
 class _ManyTexts(Exception):
-    """A body has more texts than are read on the event loop."""
+    """A body has more texts than may be read on the event loop."""
 
 
 class Infer:
@@ -212,7 +212,9 @@ class Infer:
         wanted: str | dict[str, Any] | None,
         context: Mapping[str, str] | None,
     ) -> PriorRevision:
-        """The prior of some rows. Raises RevisionNotInMemory where one must be made first."""
+        """Return the prior that some rows name. Raises RevisionNotInMemory if its vectors must be
+        made first.
+        """
         revision = self._classifier.revision_at_hand(bundle, wanted)
         if revision.prior.switch is None:
             return revision

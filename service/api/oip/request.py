@@ -192,7 +192,9 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
 
 
 def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
-    """(tau, prior and top_k; the timeout in seconds; whether outputs are binary by default)."""
+    """Return (the parameters tau, prior and top_k, the timeout in seconds, whether outputs are
+    binary unless they say otherwise).
+    """
     if members is None:
         return NO_PARAMETERS, None, False
     if not isinstance(members, dict):

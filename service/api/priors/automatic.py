@@ -94,4 +94,4 @@ class AutomaticSteps:
 
 
 def _no_model(name: str | None) -> Bundle:
-    raise LookupError(f"steps name their model themselves, not '{name}'")
+    raise LookupError(f"an automatic step brings its own model; nothing looks up '{name}'")

@@ -13,7 +13,9 @@ IDLE_SECONDS = (0.003, 0.01)
 LONGEST_SECONDS = 0.05
 """The longest time that the first call of a group waits, however many follow."""
 PROBE_EVERY = 16
-"""Every so many groups, wait for a larger one (a probe): there may be more clients than before."""
+"""Every this many groups, wait for a larger one (a probe), since there may be more clients than
+before.
+"""
 MAX_CALLS = 1024
 
 

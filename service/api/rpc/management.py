@@ -1,4 +1,4 @@
-"""Every call of the protocol but inference, as an HTTP request to the ASGI application."""
+"""Answers every gRPC call except inference by an HTTP request to the ASGI application."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping

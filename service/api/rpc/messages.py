@@ -78,9 +78,9 @@ class Requests:
         return None
 
     def learn(self, data: bytes, found: HttpRequest) -> None:
-        """Remember the translation `found` of the message `data`, if that can help.
+        """Remember the translation `found` of the message `data`, if that can help later.
 
-        It can if the last field of the message holds the numbers of its only input.
+        It helps if the last field of the message holds the numbers of its only input.
         """
         raw = memoryview(found.body)[found.header_length :]
         length = len(data) - len(raw)
@@ -222,7 +222,7 @@ def _input(
 ) -> tuple[dict[str, Any], bytes]:
     """A tensor as HTTP has it: its member of `inputs`, and its binary data if it has any.
 
-    Typed floats become binary data, since JSON knows no infinity; so do bytes that are no text.
+    Typed floats become binary data, since JSON knows no infinity; so do bytes that are not text.
     """
     described: dict[str, Any] = {
         "name": tensor.name,

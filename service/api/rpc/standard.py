@@ -74,7 +74,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if self._watches >= MAX_WATCHES:
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{MAX_WATCHES} calls of Watch are open, the most that may be; call Check instead",
+                f"{MAX_WATCHES} calls of Watch are open, the most allowed; call Check instead",
             )
         self._watches += 1
         try:

@@ -88,7 +88,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--output-kind",
         choices=("logits", "probabilities", "scores"),
-        help="what the output holds; else found by running random rows. Decision scores (SVM, "
+        help="what the output holds (default: found by running random rows). Decision scores (SVM, "
         "ridge, perceptron) need --calibrate",
     )
     add(

@@ -115,7 +115,7 @@ def read(home: Path, flags: argparse.Namespace) -> Folder:
 
 
 def _check_problem(config: dict[str, Any], home: Path, *, kind: str | None) -> None:
-    """Raise ImportRefused for a model whose logits are no log posteriors of one class of several.
+    """Raise ImportRefused for a model whose logits are not log posteriors of one class of several.
 
     kind: `--output-kind`; where it is given, the caller knows what the output holds.
     """

@@ -143,8 +143,8 @@ def columns_taking_missing(run: Run, trial: Trial, spec: InputSpec, output: str)
 def takes_missing(run: Run, trial: Trial, output: str) -> bool:
     """Whether rows with NaN in some column give finite numbers.
 
-    An imputer may serve one column only, and one that looks for the nearest rows knows no row
-    without a number; such rows are refused when they are asked for.
+    An imputer may serve one column only, and a nearest-neighbour imputer cannot complete a row
+    without any number. The service then refuses such a row when a request sends it.
     """
     if trial.rows.dtype.kind != "f":
         return False

@@ -73,8 +73,8 @@ class OnnxFile:
 
     path: the file. inputs: the graph's inputs. external_files: the files of weights that it names.
     opset: its opset, None if it names none. model: the graph to publish. changed: whether that
-    differs from the file. mended: whether the file names a locale that is not installed here, so
-    that it runs only with another one.
+    differs from the file. mended: whether the file names a locale that is not installed here. Such
+    a file runs here only after another locale is put in its place.
     """
 
     path: Path
@@ -100,7 +100,7 @@ def read(path: Path) -> OnnxFile:
     UnsupportedGraph.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without an end
+        if path.exists() and not path.is_file():  # opening a pipe could wait for ever
             raise ImportRefused(f"{path} is a pipe, device or socket; expected an ONNX file")
         other = foreign_graph.what_instead(path)
         if other is not None:

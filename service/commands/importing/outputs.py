@@ -39,8 +39,8 @@ CALIBRATE_ADVICE = (
 
 
 _NO_POSTERIOR = (
-    "is no posterior of the class that the file answers. An SVC's own probabilities contradict its "
-    "labels: train it in CalibratedClassifierCV(SVC()) and export that"
+    "is not a posterior of the class that the file answers. An SVC's own probabilities contradict "
+    "its labels: train it in CalibratedClassifierCV(SVC()) and export that"
 )
 _DECISION_SCORES = f"holds decision scores and not log posteriors. {CALIBRATE_ADVICE}"
 
@@ -215,7 +215,7 @@ def _the_one(tables: Mapping[str, _Table]) -> str:
 
 
 def _kind_of(name: str, table: _Table, given: str | None) -> str:
-    """The kind of an output. Raises ImportRefused if it is no posterior, unless a kind was
+    """The kind of an output. Raises ImportRefused if it is not a posterior, unless a kind was
     given.
     """
     values = table.values

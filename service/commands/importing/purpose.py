@@ -67,8 +67,9 @@ def check_no_regression(output: Output, model: onnx.ModelProto, *, kind: str | N
 def check_forest(model: onnx.ModelProto, *, kind: str | None) -> None:
     """Look for LightGBM's `boosting=rf` as onnxmltools 1.16 writes it. Raises ImportRefused.
 
-    LightGBM averages the trees and then takes the sigmoid or the softmax. The file takes it of
-    their sum, and divides that by their number; of several classes it keeps two columns.
+    LightGBM averages the trees and then applies the sigmoid or the softmax. The file instead
+    applies it to the sum of the trees, and divides the result by their number. For several classes
+    it keeps only two columns.
     kind: `--output-kind`; where it is given, the caller knows what the output holds.
     """
     if kind is not None:
@@ -106,8 +107,8 @@ def check_no_outliers(output: Output, outputs: Mapping[str, Any], *, kind: str |
         if value.size == len(output.values) and np.isin(value, (-1, 1)).all():
             raise ImportRefused(
                 f"output '{output.name}' has one score for each row, and '{name}' is 1 or -1: an "
-                "outlier detector, whose score is no log posterior. Export a classifier; or give "
-                "--output-kind logits, if its sigmoid is the probability of the second class"
+                "outlier detector, whose score is not a log posterior. Export a classifier; or "
+                "give --output-kind logits, if its sigmoid is the probability of the second class"
             )
 
 
@@ -134,8 +135,8 @@ def check_columns(output: Output, outputs: Mapping[str, Any], *, kind: str | Non
         if value.shape[1] == classes and (np.sort(value, axis=1) == np.arange(classes)).all():
             raise ImportRefused(
                 f"output '{output.name}' is sorted in each row, and '{name}' has the class of each "
-                "column (TopK or a sort?), so that a column is no class: export the scores before "
-                "they are sorted; the service sorts them itself"
+                "column (TopK or a sort?), so a column does not stand for one class: export the "
+                "scores before they are sorted; the service sorts them itself"
             )
 
 

@@ -42,11 +42,11 @@ def widen_bfloat16(model: onnx.ModelProto) -> bool:
 
 
 def narrow_zip_maps(model: onnx.ModelProto) -> bool:
-    """Turn the probabilities that a ZipMap reads from float64, which onnxruntime's refuses, into
-    float32.
+    """Convert float64 probabilities that a ZipMap reads to float32: onnxruntime's ZipMap refuses
+    float64.
 
-    skl2onnx writes such files for inputs of float64; where only some are, it declares the output
-    as float32 nevertheless. Returns whether any were, or may be.
+    skl2onnx writes such files for float64 inputs. If only some inputs are float64, it nevertheless
+    declares the output as float32. Returns whether any probabilities were, or may be, float64.
     """
     graph = model.graph
     doubles = any(i.type.tensor_type.elem_type == TensorProto.DOUBLE for i in graph.input)

@@ -221,9 +221,10 @@ class Familiarity:
         )
 
     def _odd_one(self, numbers: Rows, channels: Array) -> int | None:
-        """The position of the number that alone puts a row far from training; None: no single one.
+        """Return the position of the single number that alone puts a row far from training, or
+        None.
 
-        Only of rows with a channel for each number, such as those of a table.
+        Only for rows with a channel for each number, such as those of a table.
         """
         if not 1 < len(numbers) == len(self._mean):
             return None
@@ -269,7 +270,7 @@ class Familiarity:
 
 
 def _square_of(logarithm: float) -> float:
-    """exp(2 * logarithm); the largest double's neighbourhood where that would overflow."""
+    """exp(2 * logarithm), cut to about 1e304 so that it cannot overflow."""
     return math.exp(min(2 * logarithm, 700.0))
 
 

@@ -96,8 +96,8 @@ _LONG = 4096
 def kept_vector(vector: VectorSpec) -> VectorSpec:
     """The vector as a body keeps it: a long list becomes a tuple.
 
-    The garbage collector looks at each entry of a list whenever it looks at everything, in one go,
-    but only once at a tuple of numbers.
+    Each full garbage collection visits every entry of a list, in one go. It visits the entries of a
+    tuple of numbers only once.
     """
     return tuple(vector) if isinstance(vector, list) and len(vector) > _LONG else vector
 

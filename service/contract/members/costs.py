@@ -270,7 +270,9 @@ def _of_pairs(miss: Vector, found: Mapping[tuple[int, int], float], reject: floa
 
 
 _MOST_FAULTS = 51
-"""One more than an answer lists, so that it can say that there are more."""
+"""The most faults that are read: one more than an answer lists, so that it can say that there are
+more.
+"""
 
 
 def _miss_faults(miss: object) -> list[Fault]:

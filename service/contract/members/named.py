@@ -1,7 +1,7 @@
 """Vectors as objects by class name and back, in slices.
 
-One call for all of a million classes would keep the interpreter for 300 ms, and meanwhile no other
-thread could run, the event loop's among them.
+One call for all of a million classes would hold the interpreter lock for 300 ms, during which no
+other thread could run, not even the event loop.
 """
 
 from collections.abc import Collection, Sequence

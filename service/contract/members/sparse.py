@@ -1,6 +1,6 @@
 """Vectors over a class list that have one value for all classes but a few: kept in O(k) memory.
 
-A prior of a million classes that names a hundred of them is such a vector. Whoever needs all
+A prior of a million classes that names a hundred of them is such a vector. Code that needs all
 values makes the dense vector for the moment of use.
 """
 
@@ -16,7 +16,7 @@ from service.contract.adjustment import LOG_ZERO, Vector
 SPARSE_FROM = 1000
 """The smallest class list whose priors are kept sparse. For fewer classes it would save nothing."""
 _MOST = 16
-"""At most one class in so many has a value of its own; beyond that, a dense vector is as good."""
+"""At most one class in this many has a value of its own; beyond that, a dense vector is as good."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def dense(held: Held) -> Vector:
 class SparseOffset:
     """log σ − log ρ [C] in float32, of a prior whose log ρ is sparse.
 
-    NumPy takes it as the array that it stands for, and makes that array anew at each use.
+    NumPy accepts it in place of an array; each use makes the dense array again.
     """
 
     log_source: Held

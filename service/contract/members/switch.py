@@ -166,7 +166,7 @@ def _context_faults(context: object) -> Iterable[Fault]:
         return
     keys = [key for key in context if key != ELSE]
     if not 1 <= len(keys) <= MAX_KEYS:
-        yield "context", f"has {len(keys)} keys beside 'else'; expected 1 to {MAX_KEYS}"
+        yield "context", f"has {len(keys)} keys besides 'else'; expected 1 to {MAX_KEYS}"
         return
     total = sum(len(context[key]) for key in keys if isinstance(context[key], dict))
     if total > MAX_VALUES:

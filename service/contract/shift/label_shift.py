@@ -142,8 +142,8 @@ def estimate_prior(
     temperature and log_source [C] are the calibration; `replicates` give its uncertainty. The
     intervals cover two sources of error: the sampling of the rows, from the observed information,
     and the calibration, from one Newton step toward the estimate of each replicate.
-    inputs: [n] which input each row is of (`inputs_of`), where an input can come again: its rows
-    err together. None when every row is an input of its own.
+    inputs: [n] which input each row is of (`inputs_of`), where inputs may be repeated: rows of one
+    input err together. None when every row is an input of its own.
     """
     f, source = np.asarray(logits, np.float64), np.asarray(log_source, np.float64)
     ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
@@ -228,7 +228,7 @@ def less_sure(estimate: PriorEstimate, variances: Vector) -> PriorEstimate:
 
 
 def inputs_of(logits: ArrayLike) -> NDArray[np.intp] | None:
-    """[n] which input each row of logits [n, C] is of, or None when no row comes again.
+    """Return which input each row of logits [n, C] is of, [n]; None when no input is repeated.
 
     Rows are of the same input where their logits are equal but for rounding: a model answers an
     input a little differently in batches of other sizes.

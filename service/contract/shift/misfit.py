@@ -23,7 +23,7 @@ class Misfit:
     """How well label shift explains the rows: a chi-square test of the sketch.
 
     `p` is its tail probability; `phi2` the misfit per row, which does not grow with the rows.
-    `rows` is how much the test can see: as much as one of so many different rows, if the class
+    `rows` is how much the test can see: as much as one of this many different rows, if the class
     means and the calibration were known exactly.
     """
 
@@ -44,7 +44,7 @@ def misfit_of(
     """Test whether the sketched classes, mixed by the estimate, explain the rows [n, C].
 
     ratios: [n, C] `likelihood_ratios` of the rows. inputs: [n] which input each row is of, where
-    an input can come again. Returns None where the model has no sketch, or the estimate no
+    inputs may be repeated. Returns None where the model has no sketch, or the estimate no
     covariance matrix.
 
     The mean feature of the n rows is compared with that of the mix, d = mean x - q^T h, where h
@@ -63,8 +63,8 @@ def misfit_of(
     Classes without rows get the mean over the others, and count as one row of another class.
 
     Each of the sketch's parts for which there are enough rows is tested. The smallest probability
-    counts, times the number of parts. Where rows that come again cannot be told from others, only
-    the first part is: many features take few inputs for a change.
+    counts, times the number of parts. If repeated inputs cannot be recognised, only the first part
+    is tested: with many features, a few repeated inputs look like a change.
     """
     sketch = calibration.sketch
     if sketch is None or estimate.covariance.ndim == 1:
@@ -118,7 +118,7 @@ def _tested(
     observations: int,
     alone: float,
 ) -> tuple[float, float, float]:
-    """Probability of so large a difference [m] by chance, its statistic less its mean, and rows.
+    """Return (probability of so large a difference [m] by chance, statistic minus its mean, rows).
 
     spread: [m, m] covariance of the difference. by_rows, by_split: [m, m] the shares that the rows
     and the split have in it. observations: how many rows there are. alone: one over the rows of the
@@ -146,7 +146,9 @@ def _tested(
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:
-    """Probability that chi-square with so many degrees of freedom, at least 1, exceeds a number."""
+    """Probability that chi-square with `degrees` degrees of freedom, at least 1, exceeds
+    `statistic`.
+    """
     half = statistic / 2
     if degrees % 2 == 0:
         term = total = 1.0
@@ -165,7 +167,7 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
 def _of_split(
     features: Vector, posteriors: Vector, *, prior: Vector, means: Vector, counts: Vector
 ) -> Vector:
-    """[m, m] covariance of prior @ means [C, m], the means being those of so many rows [C].
+    """[m, m] covariance of prior @ means, where each of the means [C, m] is of `counts` [C] rows.
 
     features: [n, m] of the stream; posteriors: [n, C], by which its rows count for the classes.
     """
@@ -178,7 +180,10 @@ def _of_split(
 
 
 def _split_weights(prior: Vector, counts: Vector) -> Vector:
-    """[C] of each class's covariance in that of the mix's mean. A class without rows has one."""
+    """[C] weight of each class's covariance in the covariance of the mix's mean.
+
+    A class without rows counts as if it had one.
+    """
     found: Vector = prior**2 / np.maximum(counts, 1)
     return found
 

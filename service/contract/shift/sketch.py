@@ -134,7 +134,8 @@ class Moments(Strict):
     def parts(self) -> list[NDArray[np.intp]]:
         """The sets of features that are tested by themselves: of the three numbers, and all.
 
-        Few numbers see a change of their own more surely than many do, and many see more changes.
+        A test of few numbers detects a change in them more reliably; a test of many numbers detects
+        more kinds of change.
         """
         size = NUMBERS + len(self.directions)
         three = np.arange(NUMBERS)
@@ -166,9 +167,10 @@ def features_of(numbers: Vector, *, centre: ArrayLike, scale: ArrayLike) -> Vect
 
 
 def class_means_of(features: Vector, labels: NDArray[np.integer], num_classes: int) -> Vector:
-    """[C, m] mean feature [n, m] of the rows of each class, with four rows of the average class.
+    """Return the mean feature [C, m] of each class's rows, drawn towards the mean over the classes.
 
-    A class without rows gets the mean over all classes that have some.
+    features: [n, m]; labels: [n]. The mean over the classes has the weight of four rows. A class
+    without rows gets the mean over all classes that have some.
     """
     totals = np.bincount(labels, minlength=num_classes).astype(np.float64)
     sums = np.zeros((num_classes, features.shape[1]))
@@ -200,7 +202,9 @@ def _energy(f: Vector) -> Vector:
 
 
 def _smoothed(means: Vector, totals: Vector) -> Vector:
-    """The means [C, m] of so many rows [C], drawn towards the mean over the classes."""
+    """Return means [C, m], each drawn towards the mean over the classes. totals: [C] the rows
+    behind each.
+    """
     pooled = means[totals > 0].mean(axis=0)
     found: Vector = (totals[:, None] * means + _PSEUDO_ROWS * pooled) / (totals + _PSEUDO_ROWS)[
         :, None

@@ -298,7 +298,7 @@ def _member(archive: zipfile.ZipFile, name: str, mine: NDArray[Any]) -> NDArray[
             raise OtherState(other)
     found = np.frombuffer(bytearray().join(parts), dtype).reshape(shape)
     if not (np.isfinite(found).all() and (found >= 0).all()):
-        raise OtherState(f"the stored tracker state holds a '{name}' that cannot be")
+        raise OtherState(f"the stored tracker state holds an impossible '{name}'")
     return found
 
 

@@ -253,7 +253,8 @@ def nearest_self_test(
 def with_self_test(
     estimate: PriorEstimate, test: SelfTest | None, class_frequencies: ArrayLike
 ) -> PriorEstimate:
-    """The estimate, less sure by how far those of the self-test missed near its mix.
+    """The estimate, with its variance raised by how far estimates of the self-test missed near its
+    mix.
 
     The variance is the mean of two: the one that all classes have together (`surest_rows`), and
     each class's own, which few streams of the self-test have measured. class_frequencies: [C] of
@@ -349,10 +350,11 @@ def target_mixes(class_frequencies: ArrayLike) -> dict[str, Vector]:
 
 
 def gain_of(ratios: Vector, estimate: PriorEstimate, *, candidate: Vector, current: Vector) -> Gain:
-    """What deciding by the candidate instead of the current target gains, with its uncertainty.
+    """Estimate what deciding by the candidate instead of the current target gains, with its
+    uncertainty.
 
-    Priors are drawn from the estimate's covariance; each gives the probability that either
-    decision is right.
+    Priors are drawn from the estimate's covariance; each gives the probability that either decision
+    is right.
     """
     before, after = (ratios * current).argmax(axis=1), (ratios * candidate).argmax(axis=1)
     changed = np.flatnonzero(before != after)
@@ -427,7 +429,7 @@ def _judge(
 
 
 def _blindness(misfit: Misfit | None, n: int) -> str:
-    """What to add to a reason where the split, not the rows, limits what the test can see."""
+    """Return what to add to a reason if the split, not the rows, limits what the test can see."""
     if misfit is None or misfit.rows >= min(SEES_LITTLE, n / 2):
         return ""
     return (
@@ -440,7 +442,9 @@ def _blindness(misfit: Misfit | None, n: int) -> str:
 def _too_few_rows(
     n: int, different: int | None, num_classes: int, capacity: int | None
 ) -> tuple[Verdict, str] | None:
-    """different: how many different inputs the rows are of, where some come again."""
+    """Return the reason for too few rows. different: the number of distinct inputs, if some are
+    repeated.
+    """
     wanted = rows_wanted(num_classes)
     if capacity is not None and max(capacity, n) < wanted:
         return "too_many_classes", (

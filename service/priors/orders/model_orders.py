@@ -63,7 +63,7 @@ class ModelOrders:
         return order
 
     async def workers(self, model: str) -> list[WorkerModel]:
-        """What each live worker serves of a model. Raises StoreUnavailable."""
+        """Return the versions of a model that each live worker serves. Raises StoreUnavailable."""
         return await self._calls.read(lambda store: store.worker_models(model))
 
     def show_metrics(self, scraped_at: str) -> None:
@@ -78,9 +78,9 @@ class ModelOrders:
         """Wait until every worker that serves has carried an order out, or a later one.
 
         Returns the workers that failed. It does not wait for a worker that has not seen the order
-        after SEEN_SECONDS, or that works on it for more than `seconds`. A store that has become
-        unavailable ends the wait after SEEN_SECONDS: the order is in it, and is carried out when it
-        is back.
+        after SEEN_SECONDS, or that works on it for more than `seconds`. If the store becomes
+        unavailable, the wait ends after SEEN_SECONDS: the store holds the order, and workers carry
+        it out once they can read it again.
         """
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while True:

@@ -89,7 +89,7 @@ class OrderStore(Protocol):
         """
 
     def worker_models(self, model: str) -> list[WorkerModel]:
-        """What each live worker serves of a model."""
+        """Return the versions of a model that each live worker serves."""
 
     def scrape_targets(self) -> list[str]:
         """HOST:PORT of the metrics port of each live replica that has one."""
@@ -134,7 +134,8 @@ def begin_rollout(wish: Wish, *, version: int, share: float, stable: int) -> Wis
 def take_up(wish: Wish, *, newest: int, serving: int | None, share: float) -> Wish:
     """Put the newest version on trial, unless it is accepted, on trial or taken back already.
 
-    serving: the version that answers now; without one, and none accepted, the newest is accepted.
+    serving: the version that answers now. If none serves and none is accepted, the newest is
+    accepted.
     """
     if newest in wish.withdrawn:
         return wish

@@ -11,8 +11,8 @@ from service.contract.shift.tracking import Tracked
 
 MOST_POINTS = 2880
 MAX_HISTORY_BYTES = 2**20
-"""The most points kept for one model version. Where two need more, none is kept: with so many
-classes, no answer has room for one.
+"""The most points kept for one model version. If two points need more than that, none is kept: with
+so many classes, no answer has room for one.
 """
 
 

@@ -26,10 +26,13 @@ FULL_PRICE_CLASSES = 1024
 tracking then stays the same.
 """
 RANKED_FROM = 5000
-"""With at least this many classes, a row is only its best classes, so its cost hardly grows with C.
+"""With at least this many classes, a row is only its best classes, so its cost hardly grows
+with C.
 """
 RANKED_CLASSES = 16
-"""Classes of such a row. Ranking 16 instead of 5 of 100,000 classes costs a batch 1 to 3 % more."""
+"""The number of classes of such a row. Ranking 16 instead of 5 of 100,000 classes costs a batch 1
+to 3 % more.
+"""
 MAX_SETTINGS = 16
 """The most pairs of a prior and a tau that one call of `learn` divides out, each in O(C)."""
 _LEAST_REST = 1e-9

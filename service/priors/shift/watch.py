@@ -200,7 +200,11 @@ class ShiftWatch:
         try:
             last.start()
         except RuntimeError as error:
-            logger.warning("the class mix is not stored at the end: %s; %s", error, raise_limit())
+            logger.warning(
+                "the tracked class mix could not be stored at shutdown: %s; %s",
+                error,
+                raise_limit(),
+            )
         else:
             last.join(STOP_SECONDS)
 
@@ -467,7 +471,7 @@ def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> Prior
 
 
 def _told(each: Automatic, class_names: list[str]) -> dict[str, Any]:
-    """A decision as a JSON object."""
+    """Return a decision of automatic adoption as a JSON object."""
     step, bounds = each.step, each.bounds
     target = None
     if step.target is not None:

@@ -1,5 +1,5 @@
-"""Checks of the values that a store holds. SQLite keeps any type in any column, and both engines
-keep what was altered by hand.
+"""Checks the values that a store returns: SQLite accepts any type in any column, and either engine
+may hold values that were altered by hand.
 """
 
 import logging
@@ -64,7 +64,7 @@ def readable_rows(
 
 @contextmanager
 def readable(what: str, remedy: str = _RESTORE) -> Iterator[None]:
-    """Turn what reading values of a wrong form raises into StoreUnavailable."""
+    """Turn the errors of reading a value of the wrong form into StoreUnavailable."""
     try:
         yield
     except StoreUnavailable:

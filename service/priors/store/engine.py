@@ -57,7 +57,7 @@ def parse_store_url(text: str) -> URL:
         raise InvalidStoreUrl(f"the store is {shown}; {expected}{'' if '@' in text else file}")
     try:
         url = make_url(store_url(text))
-    except (ArgumentError, ValueError):  # the latter for a port that is no number
+    except (ArgumentError, ValueError):  # the latter for a port that is not a number
         raise InvalidStoreUrl(
             "the store's URL cannot be read; expected sqlite:///FILE or "
             "postgresql://HOST:PORT/NAME with a number as PORT"
@@ -220,7 +220,7 @@ class SqliteFile:
 
 
 def _text(raw: bytes) -> str:
-    """A text of the file. One that is not UTF-8 must not hide the other rows of an answer."""
+    """Decode a text of the file. One that is not UTF-8 must not make the whole query fail."""
     return raw.decode("utf-8", "surrogateescape")
 
 

@@ -206,7 +206,7 @@ class Follower:
         return number
 
     def _data_version(self, connection: Connection) -> int | None:
-        """A number that changes when another connection commits; None on PostgreSQL.
+        """Return a number that changes when another connection commits; None on PostgreSQL.
 
         See sqlite.org/pragma.html#pragma_data_version.
         """

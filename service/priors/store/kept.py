@@ -191,7 +191,9 @@ class KeptStates:
         return [*columns, *own, size.label("size")]
 
     def _state(self, connection: Connection, row: Row[Any]) -> bytes:
-        """The state of a row of `_columns`; b"" where it is no state, or was replaced meanwhile."""
+        """The state in a row of `_columns`; b"" if the row holds no state, or was replaced while it
+        was read.
+        """
         if row.state is not None or not (is_whole(row.size) and row.size > _PART_BYTES):
             return row.state if isinstance(row.state, bytes) else b""
         if self._database.is_postgres:
@@ -201,7 +203,7 @@ class KeptStates:
 
     def _parts(self, connection: Connection, row: Row[Any]) -> bytes:
         """Read a long state from PostgreSQL. The driver, too, turns a value into bytes in one call:
-        26 MB kept the interpreter for 0.2 s.
+        26 MB held the interpreter lock for 0.2 s.
         """
         same = (_states.c.model == row.model) & (_states.c.keeper == row.keeper)
         parts = []

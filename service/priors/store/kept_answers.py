@@ -122,7 +122,7 @@ class AnswerStore:
         return self._read(_answers.c.keeper == keeper)
 
     def changed(self, known: Collection[KeptAt], *, but: Collection[str]) -> list[KeptAnswers]:
-        """The answers of all keepers but these, as far as they are not those that are known.
+        """The answers of all keepers but these, except those that were read before.
 
         known: (model, version, keeper, microseconds) of answers that were read before. The times
         are those of the keepers' clocks, so they are compared one by one.
@@ -153,7 +153,7 @@ class AnswerStore:
             connection.execute(insert(_labels).values(kept_us=now, **values))
 
     def labels_after(self, number: int, *, most: int) -> list[KeptLabels]:
-        """The labels that were stored after a number, the oldest first, at most so many times."""
+        """The labels that were stored after a number, the oldest first, at most `most` times."""
         with typed_trouble(), self._database.engine.connect() as connection:
             if not self._is_made(connection):
                 return []

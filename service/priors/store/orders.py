@@ -67,7 +67,7 @@ def order_row(order: ModelOrder) -> dict[str, Any]:
 
 
 def worker_models(connection: Connection, model: str) -> list[WorkerModel]:
-    """What each live worker serves of a model."""
+    """Return the versions of a model that each live worker serves."""
     query = select(workers).where(alive(datetime.now(UTC)))
     rows = connection.execute(query.order_by(workers.c.replica, workers.c.pid)).all()
     with readable_reports():

@@ -20,7 +20,7 @@ def alive(now: datetime) -> Any:
 
 
 def readable_reports() -> AbstractContextManager[None]:
-    """Turn what a report that was altered by hand raises into StoreUnavailable."""
+    """Turn the errors of reading a report that was altered by hand into StoreUnavailable."""
     return readable("the report of a worker", "it writes another soon: ask again")
 
 

@@ -53,7 +53,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     "numbers": ("change", "revision"),
     "texts": ("model", "name"),
 }
-"""The columns without which a row of the history is no entry."""
+"""The columns that every entry of the history must have."""
 
 
 def entry_of(row: Row[Any]) -> StoredRevision:

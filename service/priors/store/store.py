@@ -107,7 +107,7 @@ class SqlPriorStore:
         return order
 
     def worker_models(self, model: str) -> list[WorkerModel]:
-        """What each live worker serves of a model."""
+        """Return the versions of a model that each live worker serves."""
         with typed_trouble(), self.database.engine.connect() as connection:
             return worker_models(connection, model)
 
@@ -188,7 +188,7 @@ class SqlPriorStore:
             return [replace(bare_entry_of(row), equals=_equals(row)) for row in rows]
 
     def served(self, model: str, name: str) -> list[Served]:
-        """What each live worker serves of a prior."""
+        """Return the revision of a prior that each live worker serves."""
         with typed_trouble(), self.database.engine.connect() as connection:
             rows = connection.execute(
                 select(workers)

@@ -45,7 +45,9 @@ class Entry(BaseModel):
     @field_validator("body", mode="before")
     @classmethod
     def _checked(cls, body: object) -> PriorBody | None:
-        """As a client's prior is checked: the type alone does not bound the costs."""
+        """Check the body as a client's prior is checked: its type alone does not limit the
+        costs.
+        """
         return body if body is None or isinstance(body, PriorBody) else parse_prior(body)
 
     @model_validator(mode="after")

@@ -44,7 +44,7 @@ _SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
 _ADVICE: dict[StoreTrouble, str] = {
     "away": "check --store, and that this user can reach it",
     "full": "free space on the disk of the store",
-    "slow": "try again; if it stays, end what holds or delays the store",
+    "slow": "try again; if it stays slow, end what locks or delays the store",
     "corrupt": "restore the store from a backup",
     "read-only": "give this user the right to write to it (of a file, to its folder too)",
 }
@@ -61,10 +61,10 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     ),
     (
         "in a read-only transaction",
-        "name the primary and no standby with --store, and unset default_transaction_read_only",
+        "give the primary, not a standby, with --store, and unset default_transaction_read_only",
     ),
 )
-"""What to do where PostgreSQL's words tell more than its kind of error."""
+"""Errors of PostgreSQL whose words say more than their kind, and what to do about each."""
 
 
 @contextmanager

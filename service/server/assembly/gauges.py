@@ -32,7 +32,7 @@ class Gauges:
         *,
         max_class_series: int,
     ) -> None:
-        """Read nothing yet.
+        """Note where the gauges come from; nothing is read yet.
 
         repository: the loaded models. priors: those in force. drift: the divergence of traffic from
         each prior. shift: the estimates of the class mix. evaluation: the live errors from

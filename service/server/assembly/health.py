@@ -31,7 +31,7 @@ class ServiceHealth:
         start_done: asyncio.Event,
         request_log: RequestLog,
     ) -> None:
-        """Collect nothing yet.
+        """Note which parts to ask; no fault is collected yet.
 
         settings: decide whether a service without a model is ready. repository, views: the models
         and their batchers. priors, metrics, watchdog, request_log: the parts whose faults count.

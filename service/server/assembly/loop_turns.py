@@ -35,8 +35,8 @@ class LoopTurns:
     for more than the processor time that this process used during it.
 
     The processor time of the loop's own thread is kept beside it. Where that is much less than the
-    turn, the loop waited for the interpreter, which another thread held. A thread takes the stacks
-    during a long turn. If one call holds the interpreter throughout, they are taken right after it.
+    turn, the loop waited for the interpreter lock, which another thread held. A thread takes the
+    stacks during a long turn. If one call holds the lock throughout, they are taken right after it.
     """
 
     def __init__(self) -> None:

@@ -87,7 +87,7 @@ class Watchdog:
             hung = self.look()
             if hung is None:
                 if self.hung is not None:
-                    logger.warning("working again; before: %s", self.hung)
+                    logger.warning("working again after a hang: %s", self.hung)
                 self.hung = None
                 continue
             if self.hung is None:

@@ -31,9 +31,9 @@ _FILE_END_BYTES = 4 + len(_FILE_MAGIC)
 """The end of a file: the size of its footer, and the magic again."""
 _MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
 _TEXTS_AT_ONCE = 64
-"""Texts of up to 80 KiB that are made while the interpreter is held."""
+"""How many texts, of up to 80 KiB each, are made while the interpreter lock is held."""
 _SHARED_LIBRARIES = ("libarrow", "libarrow_compute", "libparquet", "libarrow_acero")
-"""Those of pyarrow that take longest to open, each after what it needs."""
+"""The shared libraries of pyarrow that take longest to open, each after those it needs."""
 _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
 """Fields of a RecordBatch in Arrow's Message.fbs."""
 _DICTIONARIES, _BATCHES = 2, 3

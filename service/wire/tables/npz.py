@@ -18,7 +18,7 @@ MAX_DIRECTORY_BYTES = 64 * 1024
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR_BYTES = 20
 _PIECE_BYTES = 2**20
-"""Bytes that are inflated at once: copying more would hold the interpreter."""
+"""Bytes that are inflated at once: copying more would hold the interpreter lock too long."""
 _FAULTS = (
     zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError,
 )  # fmt: skip

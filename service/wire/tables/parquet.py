@@ -124,7 +124,7 @@ def _groups(body: bytes | bytearray) -> list[dict[int, Any]]:
 def _check_columns(metadata: Any) -> list[int | None]:
     """Raise InvalidInput for a column that is not one number or text a row.
 
-    Returns the bytes of each column's values if all have as many (a decimal, a float of 16 bits).
+    For each column, returns the size of every value in bytes; None where sizes may differ.
     """
     lengths: list[int | None] = []
     for at in range(metadata.num_columns):

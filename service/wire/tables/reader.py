@@ -16,7 +16,9 @@ PARQUET = "application/vnd.apache.parquet"
 TYPES = (CSV, NPZ, ARROW, ARROW_FILE, PARQUET)
 """The content types that are read here."""
 DEAR_TYPES = frozenset(TYPES) - {CSV}
-"""Those of TYPES whose library is slow to load, or whose bytes may expand to many more."""
+"""The content types among TYPES whose library is slow to load, or whose bytes may expand to many
+more.
+"""
 
 
 def read_table(
@@ -95,7 +97,7 @@ def _arrays(
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
         raise InvalidInput(
-            f"the arrays have different numbers of rows ({shown}); expected as many in each"
+            f"the arrays have different numbers of rows ({shown}); expected equal numbers"
         )
     return rows.table_rows(arrays, spec, expected)
 

@@ -76,9 +76,9 @@ JSON = {"content-type": "application/json"}
         (
             400,
             b'{"instances": [[NaN]]}',
-            "'NaN' is no number of JSON; write null for a missing value",
+            "'NaN' is not a JSON number; write null for a missing value",
         ),
-        (400, b'{"instances": [[-Infinity]]}', "'-Infinity' is no number of JSON; write null"),
+        (400, b'{"instances": [[-Infinity]]}', "'-Infinity' is not a JSON number; write null"),
         (400, b'{"instances": [[1e999]]}', "the body is not JSON"),
         (400, b"\xff\xfe", "the body is not JSON"),
         (400, b"[]", "the body is a list; expected an object"),

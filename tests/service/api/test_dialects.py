@@ -133,7 +133,7 @@ def test_long_json_lines_are_read_as_short_ones(client):
     [
         (b"[1, 2\n3]\n", 400, "line 1 is not JSON"),
         (lines_of(ROWS) + b"\n1, 2", 400, "line 4 is not JSON"),
-        (lines_of(ROWS) + b"\n[NaN]", 400, "'NaN' is no number of JSON"),
+        (lines_of(ROWS) + b"\n[NaN]", 400, "'NaN' is not a JSON number"),
         (lines_of(ROWS) + b"\n[1, 2]", 422, "instance 3"),
         (b"\n \n", 422, "at least one"),
         (b"\n" * 200_000, 413, "200000 lines"),

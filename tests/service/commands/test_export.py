@@ -144,7 +144,7 @@ def test_inputs_have_defaults_in_a_file_of_the_oldest_format_too(tmp_path, expor
 @pytest.mark.parametrize(
     ("name", "out", "words"),
     [
-        ("classes.txt", "classes.txt", "is there already and no .onnx file; name another file"),
+        ("classes.txt", "classes.txt", "exists and is not an .onnx file; name another file"),
         ("labels.txt", "m.onnx", "with other labels; export into another folder"),
     ],
 )

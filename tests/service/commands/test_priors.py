@@ -117,7 +117,7 @@ def test_what_is_no_export_is_refused_by_the_name_of_its_file(tmp_path, capsys, 
     file.write_bytes(content)
     store = f"sqlite:///{tmp_path}/p.db"
     assert main(["priors", "import", str(file), "--store", store]) == 2
-    assert f"error: '{file}' is no export of priors: " in capsys.readouterr().err
+    assert f"error: '{file}' is not an export of priors: " in capsys.readouterr().err
 
 
 def test_an_export_makes_no_store_and_says_what_is_missing(tmp_path, capsys):

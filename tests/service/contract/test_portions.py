@@ -77,7 +77,7 @@ def test_no_call_decodes_more_than_a_portion(monkeypatch):
         (b"{a: 1}", "expected the name of a member, in double quotes"),
         (b'{"a": [];}', "expected ',' or '}'"),
         (b"{} {}", "expected the end of the text (line 1, column 4)"),
-        (b"[NaN, 1]", "'NaN' is no number of JSON; write null for a missing value"),
+        (b"[NaN, 1]", "'NaN' is not a JSON number; write null for a missing value"),
         (b"1e999", "1e999 is larger than a double can hold"),
         (b"01", "line 1, column 2"),
         (b"[1, 2, ab, 3]", "Expecting value (line 1, column 8)"),

@@ -105,8 +105,8 @@ def _batch(
         )
     if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
         raise BadData(
-            f"{path}: has {len(pixels)} images, but not as many {label_key.decode()}; unpack the "
-            "archive again"
+            f"{path}: has {len(pixels)} images, but another number of {label_key.decode()}; "
+            "unpack the archive again"
         )
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images, check_labels(np.asarray(labels), names, where=str(path))

@@ -74,7 +74,7 @@ def _split(images_path: Path, labels_path: Path) -> Split:
     if len(images) != len(labels):
         raise BadData(
             f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels; expected "
-            "as many: take both files from one download"
+            "equal numbers: take both files from one download"
         )
     return Split(images[..., None], check_labels(labels, CLASS_NAMES, where=str(labels_path)))
 

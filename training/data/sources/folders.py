@@ -64,7 +64,7 @@ def load_folder(
 
 
 def _check_not_above(only: Path) -> None:
-    """Raise BadData if the only class folder holds several folders of images, as if classes."""
+    """Raise BadData if there is one class folder and its sub-folders look like the real classes."""
     below = [entry for entry in _subfolders(only) if _images(files_below(entry))]
     if len(below) > 1 and not _images(_files_in(only)):
         raise BadData(

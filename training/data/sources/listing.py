@@ -138,7 +138,7 @@ def existing_folder(name: str) -> Path:
     """Return the folder as a path. Raises WrongUse if it does not exist."""
     home = Path(name)
     if home.exists() and not home.is_dir():
-        raise WrongUse(f"{home}: is no folder{instead(home)}; name the folder of the images")
+        raise WrongUse(f"{home}: is not a folder{instead(home)}; name the folder of the images")
     if is_address(home):
         raise WrongUse(f"{home}: is an address; training reads folders, so download it first")
     if not home.is_dir():

@@ -114,12 +114,12 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def _not_npz(path: Path, error: Exception) -> str:
-    """Why a file is no archive; NumPy would advise to load it unsafely."""
+    """Say why a file is not an archive; NumPy's own message would advise to load it unsafely."""
     if zipfile.is_zipfile(path):
         return f"cannot be read as .npz: {readable(error)}"
     other = instead(path)
     cut = " (it was cut short)" if "ZIP" in other else other
-    return f"is no .npz archive, as numpy.savez writes it{cut}"
+    return f"is not an .npz archive, as numpy.savez writes it{cut}"
 
 
 def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
@@ -182,7 +182,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
 def _numbered(
     path: Path, labels: NDArray[Any], arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[str, ...]:
-    """Return the names 0 … C - 1 that numbers imply. Raises BadData if they are no such labels."""
+    """Return the names 0 … C - 1 that numbers imply. Raises BadData for other labels."""
     if not labels.size:
         raise BadData(f"{path}, y_train: has no rows; expected a label for each training row")
     if labels.dtype.kind not in "iuf":
@@ -291,7 +291,8 @@ def _split(
         )
     if len(inputs) != len(labels):
         raise BadData(
-            f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}; expected as many"
+            f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}; expected equal "
+            "numbers"
         )
     if not len(inputs):
         raise BadData(f"{where}: has no rows; expected at least one")

@@ -351,7 +351,7 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     if row is not None:
         raise BadData(
             f"{table.where(row)}, column '{column}': {values[row]!r} is not a text; expected a "
-            "text in every row, such as an empty one"
+            "text in every row, which may be empty"
         )
     texts = np.empty(len(values), dtype=object)
     texts[:] = values

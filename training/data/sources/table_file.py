@@ -61,14 +61,15 @@ SPELLINGS = {
     "percentages": re.compile(r"[-+]?\d+([.,]\d+)?\s?%"),
     "amounts of money": re.compile(r"[-+]?[€$£¥]\s?\d[\d.,]*|[-+]?\d[\d.,]*\s?[€$£¥]"),
 }
-"""Strings that are no categories, where a column has nothing else."""
+"""Strings that do not make a column categorical if it holds nothing else."""
 NEARLY_ALL = 0.9
-"""A column is one of dates or times where this share of its different values is; the others may
-be words such as unknown."""
+"""A column holds dates or times if this share of its different values does; the others may be words
+such as unknown.
+"""
 _WITH_UNIT = re.compile(r"[-+]?\d+([.,]\d+)?\s?(?P<unit>[^\s\d.,;:()'\"_-]{1,8})")
 """A number and its unit, such as 5 kg. Only numbers of one unit are meant as numbers."""
 FEW_NAMES = 3
-"""So few numbers may rise or fall by chance."""
+"""This many numbers, or fewer, may rise or fall throughout by chance."""
 MANY_ROWS = 10_000
 """The most cells of a string column that are examined."""
 
@@ -235,7 +236,7 @@ def as_meant(table: "pa.Table") -> "pa.Table":
             or pa.types.is_large_binary(kind)
             or pa.types.is_fixed_size_binary(kind)
         ):
-            with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text stay as they are
+            with contextlib.suppress(pa.ArrowInvalid):  # bytes that are not text stay as they are
                 strings = column.cast(pa.large_binary()).cast(pa.large_string())
                 table = table.set_column(place, name, strings)
     return table
@@ -244,7 +245,7 @@ def as_meant(table: "pa.Table") -> "pa.Table":
 def check_lengths(path: Path, encoding: str) -> None:
     """Raise BadData that names the first line of a CSV file with more or fewer cells than names.
 
-    So is a file that ends after its first line. Other files than CSV are left alone.
+    A file that ends after its first line is refused, too. Files other than CSV are not checked.
     """
     if path.suffix.lower() != ".csv":
         return
@@ -320,11 +321,10 @@ def is_category(table: TableFile, name: str) -> bool:
 
 
 def disguised(values: NDArray[np.object_]) -> tuple[str, str] | None:
-    """What strings [n] are, where they are dates or times, or numbers in another spelling.
+    """Recognise strings [n] that are dates, times, or numbers in another spelling.
 
-    Returns it with the first of them.
-
-    A few values may be meant as categories, such as the hours of three shifts, but not dates.
+    Returns (what they are, the first of them), or None for other strings. A few values may be meant
+    as categories, such as the hours of three shifts, but dates never are.
     """
     distinct = set(values[:MANY_ROWS]) - {""}
     for what, pattern in SPELLINGS.items():
@@ -503,7 +503,7 @@ def check_encoding(
     except UnicodeDecodeError as error:
         other = instead(path)
         if number == 1 and other:
-            raise BadData(f"{path}: is no CSV file{other}; save it as CSV or Parquet") from None
+            raise BadData(f"{path}: is not a CSV file{other}; save it as CSV or Parquet") from None
         wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         if wide and number == 1:
             cure = "it looks like UTF-16; save the file as UTF-8"

@@ -1,4 +1,6 @@
-"""Converts the columns of a table to the inputs of a model, and names the first cell in the way."""
+"""Converts the columns of a table to the inputs of a model, and names the first cell that does not
+fit.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +77,7 @@ def _texts(path: Path, column: Any, start: int, name: str, spec: InputSpec) -> R
         if not isinstance(value, str):
             raise BadData(
                 f"{path}, row {start + row}, column '{name}': {value!r} is not a text; expected a "
-                "text in every row, such as an empty one"
+                "text in every row, which may be empty"
             )
     return as_texts(values, spec, lambda row: f"{path}, row {start + row}, column '{name}'")
 

@@ -41,7 +41,7 @@ def find_sources(place: str) -> list[Source]:
     if not known:
         held = f"holds {len(found)} files, none of which can be read"
         if found == [path]:
-            held = f"is no file that can be read{instead(path)}"
+            held = f"is not a file that can be read{instead(path)}"
         raise WrongUse(f"{place}: {held}; expected {', '.join(READABLE)}")
     if len(known) < len(found):
         first = next(each for each in found if each.suffix.lower() not in READABLE)

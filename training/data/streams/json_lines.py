@@ -8,7 +8,7 @@ from training.faults import BadData
 
 
 def check_json_lines(path: Path) -> None:
-    """Raise BadData for the first line that is no JSON object, or has a value of another kind.
+    """Raise BadData for the first line that is not a JSON object, or has a value of another kind.
 
     The file must be UTF-8.
     """
@@ -20,7 +20,7 @@ def check_json_lines(path: Path) -> None:
 
 
 def check_json_line(where: str, line: bytes) -> None:
-    """Raise BadData, which begins with `where`, if a line by itself is no JSON object."""
+    """Raise BadData, which begins with `where`, if a line by itself is not a JSON object."""
     try:
         text = line.decode().rstrip()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Reads the records of a CSV or JSON lines file one by one, so that a broken one costs no other.
+"""Reads the records of a CSV or JSON lines file one by one, so that a broken one spoils no other.
 
 Arrow's readers, which are faster, end at the first record that they cannot read.
 """
@@ -23,7 +23,7 @@ Types: TypeAlias = "dict[str, pa.DataType]"
 SAMPLED = 200
 """The records whose types are found one by one, if the file's beginning as a whole has none."""
 _PLACE = re.compile(r"Row #\d+: | in row \d+")
-"""Where Arrow says that a fault is, counted from the first of the records that it was given."""
+"""Matches the row in Arrow's message, which counts from the first record that Arrow was given."""
 _CELL = re.compile(r"In CSV column #(\d+): CSV conversion error to \w+: invalid value '(.*)'")
 _MEMBER = re.compile(r"JSON parse error: Column\(/(.+)\) changed from (\w+) to (\w+)")
 
@@ -52,11 +52,11 @@ class CsvRecords:
         self._names = next(self._all(), b"")
 
     def records(self) -> Iterator[bytes]:
-        """See `TextRecords`."""
+        """Yield the bytes of each record below the line of names, in order."""
         yield from islice(self._all(), 1, None)
 
     def table(self, records: Sequence[bytes], start: int, types: "Types | None") -> "pa.Table":
-        """See `TextRecords`."""
+        """Parse records as `TextRecords.table` describes. Raises BadData."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
@@ -76,7 +76,7 @@ class CsvRecords:
         return _of_length(found, self._path, start, len(records))
 
     def sampled_schema(self) -> "pa.Schema":
-        """See `TextRecords`."""
+        """Return the columns of the first records, each with the type that most of them give it."""
         return _sampled_schema(self)
 
     def _all(self) -> Iterator[bytes]:
@@ -122,7 +122,7 @@ class JsonRecords:
         self._path = path
 
     def records(self) -> Iterator[bytes]:
-        """See `TextRecords`."""
+        """Yield the bytes of each line that is not empty, in order."""
         with self._path.open("rb") as file:
             for number, line in enumerate(file):
                 whole = line if number else line.removeprefix(codecs.BOM_UTF8)
@@ -130,7 +130,7 @@ class JsonRecords:
                     yield whole if whole.endswith(b"\n") else whole + b"\n"
 
     def table(self, records: Sequence[bytes], start: int, types: "Types | None") -> "pa.Table":
-        """See `TextRecords`."""
+        """Parse records as `TextRecords.table` describes. Raises BadData."""
         import pyarrow as pa
         from pyarrow import json as arrow_json
 
@@ -158,7 +158,7 @@ class JsonRecords:
         return _of_length(found, self._path, start, len(records))
 
     def sampled_schema(self) -> "pa.Schema":
-        """See `TextRecords`."""
+        """Return the members of the first records, each with the type that most of them give it."""
         return _sampled_schema(self)
 
 

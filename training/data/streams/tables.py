@@ -60,7 +60,7 @@ def blocks(
             _check_lines(path)
         raise BadData(
             f"{path}: cannot be read: {readable(error)}{instead(path)}; correct it, or write it "
-            "anew as CSV, JSON lines or Parquet"
+            "again as CSV, JSON lines or Parquet"
         ) from error
 
 

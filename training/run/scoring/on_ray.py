@@ -58,7 +58,7 @@ def run_on_ray(shares: Sequence[Share], *, workers: int) -> None:
     except ray.exceptions.RayError as error:
         raise RunFailed(
             f"scoring on Ray failed: {str(error).splitlines()[-1]}; finished shares are kept: once "
-            "this is mended, run the command again"
+            "this is fixed, run the command again"
         ) from error
     if done != len(shares):
         raise RunFailed(

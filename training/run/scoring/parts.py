@@ -25,19 +25,19 @@ _LOCK_ATTEMPTS = 100
 WHOLE = "[0-9]*-[0-9]*.parquet"
 """The names of finished part files."""
 STARTED = ".*.parquet.*"
-"""The names of files that are being written, the answers and the facts included. One that is left
-was being written when its process ended.
+"""The names of files that are being written, the answers and the facts included. A leftover one was
+being written when its process ended.
 """
 
 WIDENED = "skip_broken"
-"""The fact that may become true when a run is continued: its finished blocks are the same."""
+"""The only fact that a continued run may change, from false to true: finished blocks stay valid."""
 LISTED = 5
 """The most broken rows that are named."""
 
 
 @dataclass
 class Joined:
-    """What is in the answers of all parts."""
+    """Counts over the answers of all parts."""
 
     predicted: Counter[int] = field(default_factory=Counter)
     """Rows by the index of the class that they got."""
@@ -299,7 +299,9 @@ def _kind(cells: "list[pa.ChunkedArray]") -> "pa.DataType":
 
 
 def _cast(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
-    """Return the table with the schema's columns and types; the empty string is no number."""
+    """Return the table with the schema's columns and types; an empty string becomes a missing
+    number.
+    """
     import pyarrow as pa
     from pyarrow import compute
 

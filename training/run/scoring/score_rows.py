@@ -201,7 +201,7 @@ class _Share:
 def _identity(sources: Sequence[Source], reading: Reading, scorer: Scorer) -> dict[str, Any]:
     """Return the facts that must be equal for one run to continue another.
 
-    One exception: broken rows may be skipped from now on (`parts.WIDENED`).
+    One fact may differ: a continued run may begin to skip broken rows (`parts.WIDENED`).
     """
     prior = scorer.prior
     adjustment = hashlib.sha256(prior.log_target.tobytes())

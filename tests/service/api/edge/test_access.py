@@ -213,7 +213,7 @@ def test_a_list_that_every_user_could_add_keys_to_is_told(tmp_path, caplog):
     [
         ("predcit", "unknown role 'predcit'; .*; did you mean 'predict'?"),
         ("OPERATE", "unknown role 'OPERATE'; .*; did you mean 'operate'?"),
-        ("operate,", "a role is missing beside a comma; write ROLE,ROLE without blanks"),
+        ("operate,", "a role is missing next to a comma; write ROLE,ROLE without blanks"),
     ],
 )
 def test_a_role_that_is_none_is_told_with_the_nearest(roles, words):

@@ -104,8 +104,11 @@ def test_a_regression_is_refused_even_where_class_names_are_given(import_file, t
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (IsolationForest(n_estimators=3), "an outlier detector, whose score is no log posterior"),
-        (OneClassSVM(), "an outlier detector, whose score is no log posterior"),
+        (
+            IsolationForest(n_estimators=3),
+            "an outlier detector, whose score is not a log posterior",
+        ),
+        (OneClassSVM(), "an outlier detector, whose score is not a log posterior"),
         (KMeans(3, n_init=1), "a clustering has none"),
     ],
 )

@@ -325,7 +325,7 @@ def test_a_file_that_turns_read_only_under_sqlite_is_logged(sqlite_url, monkeypa
     scenario(sqlite_url, lambda: trouble.update(on=1), lambda: trouble.update(on=0), "read-only")
     logged = [r.getMessage() for r in caplog.records if r.name == "service.priors.feed"]
     assert len([line for line in logged if "no prior can be changed until it" in line]) == 1
-    assert len([line for line in logged if "takes changes again" in line]) == 1
+    assert len([line for line in logged if "accepts changes again" in line]) == 1
 
 
 def test_a_locked_file_under_sqlite(sqlite_url, tmp_path):
@@ -693,7 +693,7 @@ def test_a_database_without_an_encoding_keeps_every_text(postgres):
         ('FATAL: role "svc" is not permitted to log in', "check the user and the password"),
         ('FATAL: too many connections for role "svc"', "raise the server's limit of connections"),
         ("FATAL: sorry, too many clients already", "raise the server's limit of connections"),
-        ("cannot execute UPDATE in a read-only transaction", "name the primary and no standby"),
+        ("cannot execute UPDATE in a read-only transaction", "give the primary, not a standby"),
         ("could not connect: Connection refused", "check --store"),
     ],
 )

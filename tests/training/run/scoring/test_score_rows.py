@@ -257,7 +257,7 @@ def test_what_is_wrong_with_a_file_is_told_with_the_cure(model, rows, tmp_path):
     assert "is an address; training reads files" in said("https://example.org/rows.csv")
     packed = tmp_path / "rows.csv.gz"
     packed.write_bytes(b"\x1f\x8b")
-    assert "is no file that can be read (it is compressed by gzip: unpack it)" in said(packed)
+    assert "is not a file that can be read (it is compressed by gzip: unpack it)" in said(packed)
     cut = tmp_path / "cut.npz"
     cut.write_bytes(b"PK\x03\x04")
     assert "(it was cut short: copy it again)" in said(cut)
