@@ -35,8 +35,8 @@ def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) ->
         rows.append(_less_under_adam(document, sgd, adam))
         rows += _with_hidden_layer(document, variants)
     return (
-        "The expectations come from the paper and from the independent implementation below. One "
-        "holds where it holds for every seed.\n\n"
+        "The expectations come from the paper and from the independent implementation below. "
+        "An expectation holds only if it holds for every seed.\n\n"
         + markdown_table(("setting", "expected", "each seed", "holds?"), rows)
     )
 

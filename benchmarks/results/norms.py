@@ -171,7 +171,7 @@ def _of_the_choice(by_setting: Sequence[Mapping[str, Sequence[Row]]]) -> str:
     )
     return f"""
 Learning rate and β₂ of the compared Adam were chosen on these settings and seeds, with their norms
-known. The sign of its correlation is therefore no independent test of the paper's claim. Of the
+known. The sign of its correlation is therefore not an independent test of the paper's claim. Of the
 other trainings with Adam, {best} has the lowest error on validation: {val[1]} % in the settings'
 order, against {val[0]} % of the compared one. After post-hoc adjustment, the errors on test are
 {test[1]} % and {test[0]} %.

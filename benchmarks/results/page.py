@@ -113,13 +113,13 @@ def page(
         expectations(documents, rows),
         "## Weight norms by optimiser\n",
         norms_under_adam(documents, rows),
-        "## Beside an independent implementation\n",
+        "## Compared with an independent implementation\n",
         beside_reference(documents),
         *([EXPLAINED, other_ways(documents, rows), concluded(documents, rows)] if rows else []),
         *([] if experiment is None else ["## The synthetic experiment\n", synthetic(experiment)]),
         "## Each setting\n",
         *(details(document, every=number == 0) for number, document in enumerate(documents)),
-        "## The paper's numbers, on data that were not at hand\n",
+        "## The paper's numbers, on data sets that were not available\n",
         papers(),
     ]
     return "\n".join(parts)

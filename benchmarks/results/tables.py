@@ -212,7 +212,7 @@ def measured(file: Path, seed: int, out: Path, earlier: dict[str, Any]) -> dict[
     """Errors of all classifiers on one set and seed; those of scikit-learn's from `earlier`."""
     data = drawn(file, seed)
     if earlier and earlier["rows"] != [len(data.train), len(data.test)]:
-        print(f"{data.name}: the other classifiers were measured again")
+        print(f"{data.name}: peers measured again")
         earlier = {}
     counts = np.log(data.counts / data.counts.sum())
     found: dict[str, Any] = {}
@@ -250,8 +250,8 @@ def gathered(out: Path) -> dict[str, Any]:
     return dict(found)
 
 
-HEADING = "Defaults on data of other people"
-UNSEEN_HEADING = "Defaults on data that nobody chose them on"
+HEADING = "Defaults on public data sets"
+UNSEEN_HEADING = "Defaults on data sets that had no part in choosing them"
 SEEN, UNSEEN = "tables.json", "unseen.json"
 NEXT = "How often the intervals hold"
 
@@ -326,7 +326,7 @@ and one-hot columns or on TF-IDF of words.
 UNSEEN_LEAD = """No default of `training fit` was chosen on the sets of this table
 (`python -m benchmarks.results.tables --unseen`). It is otherwise like the table before it.
 The networks that scale categories were added because `leaf` showed their lack (it was 9 points
-behind logistic regression), so its row is no independent test. Split words and rare words were
+behind logistic regression), so its row is not an independent test. Split words and rare words were
 added because `sections` showed their lack in the same way (5.3 points behind linear SVC).
 """
 
