@@ -39,11 +39,12 @@ def publish_wide(models: Path) -> None:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
-    """digits, fashion (the default), fashion-la, which gets no requests, and wide."""
+    """digits, fashion (the default), fashion-la, quiet, which gets no requests, and wide."""
     models = shipped(
         tmp_path_factory.mktemp("console") / "models", "digits", "fashion", "fashion-la"
     )
     publish_wide(models)
+    publish_model(models, "quiet")
     with running(models, default_model="fashion") as server:
         yield server
 

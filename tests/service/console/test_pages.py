@@ -15,7 +15,7 @@ PAGES = {
     "priors-history": ("#/priors?model=fashion&name=looked-at&tab=history", ".history tbody tr"),
     "priors-wide": ("#/priors?model=wide", ".chart canvas"),
     "traffic": ("#/traffic?model=fashion", ".tiles"),
-    "traffic-quiet": ("#/traffic?model=fashion-la", "text=No predictions yet"),
+    "traffic-quiet": ("#/traffic?model=quiet", "text=No predictions yet"),
     "model": ("#/model?model=fashion", ".chart canvas"),
     "model-wide": ("#/model?model=wide", "text=without a validation curve"),
 }
@@ -150,9 +150,9 @@ def test_a_link_to_a_model_that_is_not_served_shows_no_other_model(open_page):
     page.get_by_role("heading", name="No model nosuch is served").wait_for()
     page.get_by_text("POST /v2/repository/models/nosuch/load").wait_for()
     assert page.get_by_label("Model").input_value() == ""
-    page.get_by_role("link", name="fashion-la", exact=True).click()
-    page.get_by_role("heading", name="Traffic of fashion-la").wait_for()
-    assert page.get_by_label("Model").input_value() == "fashion-la"
+    page.get_by_role("link", name="quiet", exact=True).click()
+    page.get_by_role("heading", name="Traffic of quiet").wait_for()
+    assert page.get_by_label("Model").input_value() == "quiet"
     page.get_by_label("Model").select_option("digits")
     page.get_by_role("heading", name="Traffic of digits").wait_for()
 
