@@ -130,7 +130,7 @@ def resolve_prior(
 
     calibrated_log_source: [C] the source prior that validation has measured (see
     Bundle.calibrated_log_source). It replaces the one that class_counts imply, unless the body
-    names label frequencies of its own.
+    names label frequencies of its own that have an effect (see `_names_source`).
     """
     errors: list[tuple[str, str]] = []
     costs = None
@@ -156,10 +156,18 @@ def resolve_prior(
         vectors=vectors,
         expected=body.expected,
         warnings=warnings,
-        calibrated=calibrated_log_source is not None and body.label_frequencies is None,
+        calibrated=calibrated_log_source is not None and not _names_source(body, loss_tau),
         costs=costs,
         switch=switch,
     )
+
+
+def _names_source(body: PriorBody, loss_tau: float) -> bool:
+    """Whether the body's label frequencies are the source prior: q ** (1 − loss_tau).
+
+    At loss_tau = 1 they have no effect, so what was measured, or uniform, stays.
+    """
+    return body.label_frequencies is not None and loss_tau != 1
 
 
 def own_source(
@@ -208,6 +216,8 @@ def _sparse_vectors(
         if given is None:
             return None
         frequencies, log_source = given.normalised(), given.log(1.0 - loss_tau)
+        if not _names_source(body, loss_tau) and own.log_source is not None:
+            log_source = Shared(own.log_source)
     target = given if body.target == "training" else _sparse_target(body, class_names)
     if target is None:
         return None
@@ -264,7 +274,7 @@ def _dense_vectors(  # noqa: PLR0917 - what resolve_prior was given
     source_known = frequencies is not None or loss_tau == 1
     basis = frequencies if frequencies is not None else np.ones(len(class_names))
     log_source = calibrated_log_source
-    if log_source is None or body.label_frequencies is not None:
+    if log_source is None or _names_source(body, loss_tau):
         log_source = log_source_prior(basis, loss_tau=loss_tau) if source_known else None
     return Vectors(
         label_frequencies=None if frequencies is None else _normalised(frequencies),

@@ -18,7 +18,7 @@ from service.contract.members.body import (
     document_of,
     parse_prior,
 )
-from service.contract.prior import UnknownLabelFrequencies, resolve_prior
+from service.contract.prior import UnknownLabelFrequencies, own_source, resolve_prior
 
 NAMES = ["cat", "dog", "lynx"]
 COUNTS = [900, 90, 10]
@@ -275,3 +275,35 @@ def test_a_measured_source_replaces_that_of_the_counts_but_not_one_that_the_prio
     named = source({"label_frequencies": [900, 90, 10]})
     assert not named.calibrated
     assert np.exp(named.log_source) == pytest.approx([0.9, 0.09, 0.01])
+
+
+def test_where_label_frequencies_have_no_effect_the_measured_source_stays():
+    measured = np.log([0.4, 0.35, 0.25])
+    prior = resolve_prior(
+        parse_prior({"label_frequencies": [900, 90, 10], "target": "training"}),
+        class_names=NAMES,
+        class_counts=COUNTS,
+        loss_tau=1.0,
+        calibrated_log_source=measured,
+    )
+    assert prior.calibrated
+    assert prior.log_source is measured
+    assert prior.target == pytest.approx([0.9, 0.09, 0.01])
+    assert "have no effect" in prior.warnings[0]
+
+
+def test_so_it_does_for_a_large_class_list():
+    names = [f"class-{i}" for i in range(1000)]
+    measured = np.log(np.arange(1.0, 1001) / 500_500)
+    own = own_source(None, classes=1000, loss_tau=1.0, calibrated_log_source=measured)
+    prior = resolve_prior(
+        parse_prior({"label_frequencies": {"class-3": 9}, "others": 1, "target": "training"}),
+        class_names=names,
+        class_counts=None,
+        loss_tau=1.0,
+        calibrated_log_source=measured,
+        own=own,
+    )
+    assert prior.calibrated
+    np.testing.assert_array_equal(prior.log_source, measured)
+    assert prior.target[3] == pytest.approx(9 / 1008)
