@@ -135,7 +135,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         "--image-std",
         type=_numbers,
         metavar="S[,S,S]",
-        help="standard deviation of each channel, which divides, on the scale 0 … 1 and above 0 "
+        help="standard deviation that divides each channel, on the scale 0 … 1 and above 0 "
         "(default: ImageNet's)",
     )
     group.add_argument(
@@ -217,8 +217,8 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--schedule",
         choices=("steps", "cosine", "constant"),
-        help="how the learning rate falls: at --milestones, along a cosine, or not (default steps; "
-        "for mlp cosine)",
+        help="how the learning rate falls: at --milestones (steps), along a cosine, or not at all "
+        "(default steps; for mlp cosine)",
     )
     group.add_argument(
         "--warmup",

@@ -116,8 +116,8 @@ def check_columns(output: Output, outputs: Mapping[str, Any], *, kind: str | Non
     """Look for columns that are sorted by score, and for negative log-probabilities. Raises
     ImportRefused.
 
-    kind: `--output-kind`; where it is given, the caller knows what the output holds. Of a TopK over
-    all classes, another output has the class of each column: a permutation in each row.
+    kind: `--output-kind`; where it is given, the caller knows what the output holds. If a TopK over
+    all classes made the columns, another output has the class of each: a permutation in each row.
     """
     values, classes = output.values, output.columns
     if kind is not None or output.form == "column":
