@@ -245,7 +245,9 @@ def _typed(what: str) -> Iterator[None]:
     except (ChangedUnderway, RemoteUnavailable):
         raise
     except TimeoutError as error:
-        raise RemoteUnavailable(f"{what} cannot be read: nothing came in time") from error
+        raise RemoteUnavailable(
+            f"{what} cannot be read: nothing came in time; check that the server answers"
+        ) from error
     except Exception as error:
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise RemoteUnavailable(f"{what} cannot be read: {words}") from error
