@@ -141,6 +141,25 @@ def test_the_index_of_a_filtered_or_named_frame_is_left_out_too(tmp_path, name, 
     assert f"column '{name}' numbers or names the rows" in found.notes[0]
 
 
+def test_a_parquet_column_of_bytes_that_are_no_text_is_refused_with_what_can_be_done(tmp_path):
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pa.table(columns(odd=[b"\xff", b"b"] * 15)), path)
+    with pytest.raises(BadData, match=r"column 'odd': holds bytes that are not UTF-8; give") as no:
+        load(path)
+    assert "&without=odd" in str(no.value)
+    assert "&category" not in str(no.value)
+
+
+def test_messages_on_parquet_speak_of_no_line(tmp_path):
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pa.table({"5": [1.0, 2.0], "": [1.0, 2.0], "kind": ["a", "b"]}), path)
+    with pytest.raises(WrongUse, match="has no column 'kid'") as unknown:
+        load(path, "label=kid")
+    with pytest.raises(BadData, match="column 2 has no name; give it one, or") as unnamed:
+        load(path)
+    assert "line" not in f"{unknown.value}{unnamed.value}"
+
+
 def test_an_index_of_parquet_is_left_out_though_its_numbers_occur_twice(tmp_path):
     path = tmp_path / "own.parquet"
     frames_in_a_row = {"__index_level_0__": [*range(15), *range(15)]}

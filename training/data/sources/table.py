@@ -167,7 +167,9 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             hint = did_you_mean(name, names)
             if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
                 hint = "; the columns of a CSV file are separated by commas"
-            elif any(map(is_number, names)) or len(names) == 1 or not all(names):
+            elif wanted.path.suffix.lower() != ".parquet" and (
+                any(map(is_number, names)) or len(names) == 1 or not all(names)
+            ):
                 hint = "; the first line of the file must hold the names of its columns"
             hint += instead(wanted.path)
             raise WrongUse(
@@ -227,8 +229,8 @@ def _named(table: TableFile, columns: list[str], notes: list[str]) -> list[str]:
         return columns
     if not table.is_empty(""):
         raise BadData(
-            f"{table.path}: column {table.names.index('') + 1} has no name; give it one in the "
-            "first line, or leave it out with &without="
+            f"{table.path}: column {table.names.index('') + 1} has no name; give it one, or leave "
+            "it out with &without="
         )
     notes.append("a column with neither name nor values is left out")
     return [name for name in columns if name]

@@ -231,11 +231,7 @@ def as_meant(table: "pa.Table") -> "pa.Table":
         column = table.column(place)
         if name in declared:
             table = table.set_column(place, name, column.dictionary_encode())
-        elif (
-            pa.types.is_binary(kind)
-            or pa.types.is_large_binary(kind)
-            or pa.types.is_fixed_size_binary(kind)
-        ):
+        elif _is_bytes(kind):
             with contextlib.suppress(pa.ArrowInvalid):  # bytes that are not text stay as they are
                 strings = column.cast(pa.large_binary()).cast(pa.large_string())
                 table = table.set_column(place, name, strings)
@@ -379,7 +375,7 @@ def numbers(
     refused = _refused(kind)
     if refused:
         cure = "" if published else f", or leave it out with &without={name}"
-        raise BadData(f"{table.path}, column '{name}': holds {refused}; {DATE_CURE}{cure}")
+        raise BadData(f"{table.path}, column '{name}': holds {refused}{cure}")
     absent = column.is_null().to_numpy() if missing else np.zeros(len(table), bool)
     values = np.asarray(column.to_numpy()) if absent.any() else table.values(name)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -458,9 +454,11 @@ def _refused(kind: Any) -> str | None:
     import pyarrow as pa
 
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return "dates or times"
+        return f"dates or times; {DATE_CURE}"
     if pa.types.is_temporal(kind):
-        return "times or durations"
+        return f"times or durations; {DATE_CURE}"
+    if _is_bytes(kind):  # bytes that are UTF-8 were made strings
+        return "bytes that are not UTF-8; give numbers or strings"
     return None
 
 
@@ -475,6 +473,16 @@ def _is_string(kind: Any) -> bool:
 
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
     )
 
 
