@@ -138,7 +138,8 @@ def bounded(
     """Return (target, divergence of the step in nats, whether the step was shortened).
 
     All vectors are [C]. The target is the point nearest to the candidate, within the bounds, on
-    the straight line from the current target to it.
+    the straight line from the current target to it. A class that is below the floor now, rises
+    towards it as far as `largest` allows; no class falls below the floor.
     """
     wanted = _above(candidate, floor)
     length = divergence(wanted, current)
@@ -151,7 +152,7 @@ def bounded(
             low = middle
         else:
             high = middle
-    target = _above((1 - low) * current + low * wanted, floor)
+    target = (1 - low) * current + low * wanted
     return target, divergence(target, current), True
 
 

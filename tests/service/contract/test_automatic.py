@@ -136,6 +136,20 @@ def test_a_time_zone_that_does_not_exist_is_refused():
         AutoAdopt(time_zone="Europe/Nowhere")
 
 
+@pytest.mark.parametrize("current", [[0.98, 0.02, 0.0], [0.02, 0.96, 0.02], [0.6, 0.3, 0.1]])
+def test_classes_rise_to_the_floor_in_steps_no_larger_than_the_largest(current):
+    target, candidate = np.array(current), np.array([0.001, 0.001, 0.998])
+    for _ in range(200):
+        before = target
+        target, length, shortened = bounded(candidate, before, largest=0.05, floor=0.1)
+        assert length == pytest.approx(divergence(target, before))
+        assert length <= 0.05 + 1e-9
+        assert (target >= np.minimum(before, 0.1) - 1e-12).all()
+        if not shortened:
+            break
+    assert target == pytest.approx([0.1, 0.1, 0.8])
+
+
 def test_a_floor_above_what_all_classes_can_have_makes_them_equal():
     target, _, _ = bounded(WANTED, CURRENT, largest=20.0, floor=0.9)
     np.testing.assert_allclose(target, 1 / 3)
