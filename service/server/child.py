@@ -1,7 +1,9 @@
 """A worker from its supervisor's point of view: a child process, the socket to it, and its end."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -71,9 +73,14 @@ class WorkerProcess:
         return status
 
     def signal(self, number: int) -> None:
-        """Send the worker a signal, unless it has ended."""
+        """Send the worker a signal, unless it has ended.
+
+        The process's own `send_signal` first looks whether it has ended, and then takes its exit
+        status away from the thread that waits for it.
+        """
         if self._process.returncode is None:
-            self._process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class MemoryKills:

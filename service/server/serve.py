@@ -11,6 +11,7 @@ from service.observe.log import refuse
 from service.process.allowance import file_limit, too_few_files
 from service.process.machine import PortTaken
 from service.server.listener import bind, check_free
+from service.server.startup import ignore_signals
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns one of `service.process.exit_codes`."""
+    status = _serve(settings)
+    ignore_signals()
+    return status
+
+
+def _serve(settings: Settings) -> int:
     log.configure(settings.log_format)
     too_few = too_few_files()
     if too_few is not None:

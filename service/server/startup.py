@@ -72,6 +72,16 @@ def on_signals(callbacks: Mapping[signal.Signals, Callable[[], object]]) -> None
         signal.signal(number, partial(_forward, loop, callback))
 
 
+def ignore_signals() -> None:
+    """Ignore every signal of a process that is about to end with a status of its own.
+
+    While the interpreter ends, it gives the handled signals their default action back. A second
+    SIGTERM would then make a kill of an orderly end. Ignored signals stay ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, *meaningless()):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _let_signals_wake(loop: "asyncio.AbstractEventLoop") -> None:
     """Have each signal end the loop's wait, as uvloop does by itself.
 

@@ -4,7 +4,7 @@ import socket
 import sys
 
 from service.graph.composer import start_early
-from service.server.startup import prepare_process
+from service.server.startup import ignore_signals, prepare_process
 
 
 def main(arguments: list[str]) -> int:
@@ -29,4 +29,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    ignore_signals()
+    sys.exit(status)

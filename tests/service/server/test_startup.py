@@ -1,5 +1,6 @@
 """Signals are handled from the first line of code on, and closed standard streams do no harm."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -86,6 +87,28 @@ def test_a_storm_of_signals_ends_nothing_before_and_after_the_start(models, work
         for _ in range(3):
             server.process.send_signal(signal.SIGTERM)
         assert server.exit() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_that_is_told_to_end_until_it_has_ended_ends_well(models, workers):
+    """A signal while the interpreter ends would otherwise kill it, or hide a worker's status."""
+    flags = ("--models", models, "--port", "0", "--provider", "cpu", "--workers", workers)
+    store = ("--store", f"sqlite:///{models.parent}/p.db")
+    with subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", *map(str, flags), *store],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        log = []
+        while "ready on" not in "".join(log[-1:]):
+            log.append(process.stderr.readline())
+            assert log[-1], log
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)  # so that it gets on between two signals
+        assert process.returncode == 0, process.stderr.read()
 
 
 TO_ANOTHER_THREAD = """
