@@ -82,7 +82,11 @@ def schema() -> dict[str, Any]:
         store=_object(existingSecret=TEXT, key=TEXT, migrate=FLAG, readsKey=TEXT),
         apiKeys=_object(existingSecret=TEXT, key=TEXT, allowAnonymous=FLAG),
         models=_object(
-            persistentVolumeClaim=TEXT, image=TEXT, hostPath=TEXT, url=TEXT, cacheSize=TEXT
+            persistentVolumeClaim=TEXT,
+            image=TEXT,
+            hostPath=TEXT,
+            url=TEXT,
+            cacheSize={"type": "string", "pattern": "^[1-9][0-9]{0,8}[MGT]i$"},
         ),
         resources=MAP,
         gpu=_object(enabled=FLAG, resource=TEXT, count=COUNT),

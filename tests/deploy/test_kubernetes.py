@@ -153,6 +153,16 @@ def test_every_default_of_the_chart_is_one_that_its_schema_takes():
         (("settings.maxBatchRow=1",), "maxBatchRow"),
         (("settings.maxBatchRows=0",), "maxBatchRows"),
         (("replicaCount=two",), "replicaCount"),
+        (("models.cacheSize=lots",), "cacheSize"),
+        (
+            (
+                "models.persistentVolumeClaim=",
+                "models.url=s3://b/m",
+                "models.cacheSize=1Gi",
+                "settings.modelsCacheMib=1025",
+            ),
+            "more than models.cacheSize, 1Gi",
+        ),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(helm, changed, says):
@@ -160,6 +170,15 @@ def test_values_that_cannot_work_are_refused_by_name(helm, changed, says):
     done = helm("template", "release", CHART, "-f", CHART / "ci" / "default-values.yaml", *flags)
     assert done.returncode != 0
     assert says in done.stderr
+
+
+def test_the_copy_of_models_stays_below_its_volume(helm):
+    """Kubernetes ends a pod whose volume is overfull; the service's own default is 10 GiB."""
+    done = helm(
+        *("template", "release", CHART, "-f", CHART / "ci" / "bucket-values.yaml"),
+        *("--set", "models.cacheSize=4Gi", "--set", "settings.modelsCacheMib=null"),
+    )
+    assert 'name: PRIORDIAL_MODELS_CACHE_MIB, value: "3686"' in done.stdout, done.stderr
 
 
 def test_probes_and_ports_are_those_of_the_service(rendered):

@@ -45,6 +45,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if le (int .Values.terminationGracePeriodSeconds) (int $drain) }}
 {{- fail (printf "terminationGracePeriodSeconds is %d; it must be larger than preStopSeconds + settings.drainSeconds = %d" (int .Values.terminationGracePeriodSeconds) (int $drain)) }}
 {{- end }}
+{{- $copy := int64 (default 0 .Values.settings.modelsCacheMib) }}
+{{- if and .Values.models.url (gt $copy (include "priordial.volumeMib" . | int64)) }}
+{{- fail (printf "settings.modelsCacheMib is %d, more than models.cacheSize, %s: Kubernetes would end pods whose copy fills it; raise models.cacheSize, or leave settings.modelsCacheMib out" $copy .Values.models.cacheSize) }}
+{{- end }}
+{{- end }}
+
+{{- /* MiB of the volume for the local copy of models. */ -}}
+{{- define "priordial.volumeMib" -}}
+{{- $unit := get (dict "Mi" 1 "Gi" 1024 "Ti" 1048576) (regexFind "[MGT]i$" .Values.models.cacheSize) }}
+{{- mul (regexFind "^[0-9]+" .Values.models.cacheSize | int64) $unit }}
 {{- end }}
 
 {{- define "priordial.env" -}}
@@ -69,6 +79,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - {name: PRIORDIAL_ALLOW_ANONYMOUS, value: "true"}
 {{- end }}
 {{- $settings := merge (dict) .Values.settings (dict "logFormat" "json" "drainSeconds" 5) }}
+{{- if .Values.models.url }}{{ $settings = merge (dict) $settings (dict "modelsCacheMib" (div (mul 9 (include "priordial.volumeMib" . | int64)) 10 | max 1)) }}{{ end }}
 {{- if .Values.gpu.enabled }}{{ $settings = merge (dict) $settings (dict "provider" "cuda") }}{{ end }}
 {{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
