@@ -89,6 +89,8 @@ class Mirror:
         try:
             with self._listed:
                 listing = self._remote.listing()
+                # a cleaner of the temporary folder may have taken it away
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if self._remote.seems_lost and self._versions():
                     raise RemoteUnavailable(
                         f"{self._remote.url} lists no model version, as an emptied store or an "
@@ -246,8 +248,10 @@ class Mirror:
         ]
 
     def _hold(self, key: tuple[str, int], folder: Path) -> None:
-        if key in self._held:
+        held = self._held.get(key)
+        if held is not None and os.fstat(held).st_nlink:
             return
+        self.release(key)  # the mark was deleted, with the rest of the copy
         descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.utime(descriptor)

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -396,6 +397,18 @@ def test_a_copy_that_cannot_be_written_names_the_folder_and_not_the_store(odd_we
     (mirror.folder / "linear" / "1" / "model.onnx.part").symlink_to("/dev/full")
     with pytest.raises(LocalCopyFailed, match=r"model\.onnx\.part: No space.*--models-cache"):
         mirror.fetch(mirror.folder / "linear" / "1")
+
+
+def test_a_copy_that_was_deleted_is_made_again(odd_web, tmp_path):
+    url, _ = odd_web
+    mirror = mirror_of(url, tmp_path)
+    for _ in range(2):
+        mirror.refresh()
+        mirror.fetch(mirror.folder / "linear" / "1")
+        assert mirror.fault is None
+        assert load_bundle(mirror.folder / "linear" / "1")
+        assert (mirror.folder / "linear" / "1" / ".in-use").exists(), "it is not evicted"
+        shutil.rmtree(mirror.folder)
 
 
 def test_a_folder_for_the_copy_that_is_a_file_is_refused(tmp_path):
