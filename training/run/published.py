@@ -170,7 +170,7 @@ class Published:
         if unknown:
             raise WrongUse(
                 f"{spec}: class '{unknown[0]}' is not one of the model's ({len(unknown)} like it)"
-                f"{nearest_class(unknown[0], self.bundle.class_names)}"
+                f"{nearest_class(unknown[0], self.bundle.class_names)}{_numbered(spec, unknown)}"
             )
         return Split(
             split.inputs, np.array([position[name] for name in data.class_names])[split.labels]
@@ -210,6 +210,13 @@ class Published:
             fill=spec.fill,
             scale=spec.scale,
         )
+
+
+def _numbered(spec: str, unknown: list[str]) -> str:
+    """What to do about labels that are positions in a list of classes, as arrays often have."""
+    if not (spec.startswith("npz:") and all(name.isdecimal() for name in unknown)):
+        return ""
+    return "; if the labels number the classes from 0, add their names as the array class_names"
 
 
 def evaluate(

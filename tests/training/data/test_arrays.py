@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from service.contract.bundle import load_bundle
+from tests.support.server import ROOT
+from training.commands.cli import main
 from training.data.dataset import Known
 from training.data.problems import problems
 from training.data.sources import load as data
@@ -122,3 +125,32 @@ def test_a_validation_split_that_eats_a_class_is_told(tmp_path):
     assert not any(
         "lower --validation" in t for t in problems(prepare_data(make(None, {"data": spec})))
     )
+
+
+def test_a_split_may_have_a_class_of_the_model_that_the_training_rows_lack(tmp_path):
+    """The training rows of the file decided which classes there are."""
+    x = np.zeros((3, 4))
+    file = tmp_path / "own.npz"
+    np.savez(file, x_train=x, y_train=["a", "b", "a"], x_test=x, y_test=["c", "a", "d"])
+    known = Known(class_names=("a", "b", "c", "d", "e"))
+    found = data.load(f"npz:{file}", seed=0, known=known)
+    assert [found.class_names[i] for i in found.test.labels] == ["c", "a", "d"]
+    assert [found.class_names[i] for i in found.train.labels] == ["a", "b", "a"]
+
+
+def test_numbers_for_a_model_with_named_classes_are_refused_with_the_array_to_add(tmp_path, capsys):
+    pictures = np.zeros((10, 28, 28), np.uint8)
+    arrays = {"x_test": pictures, "y_test": np.arange(10)}
+    model = ROOT / "models" / "fashion" / "2"
+    names = load_bundle(model).class_names
+    for more, status, says in (
+        (
+            {},
+            2,
+            "if the labels number the classes from 0, add their names as the array class_names",
+        ),
+        ({"class_names": names}, 0, ""),
+    ):
+        np.savez(tmp_path / "own.npz", **arrays, **more)
+        assert main(["evaluate", str(model), "--data", f"npz:{tmp_path / 'own.npz'}"]) == status
+        assert says in capsys.readouterr().err

@@ -56,12 +56,14 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
             raise BadData(f"{path}: x_{split} and y_{split} must be given together")
     arrays = {name: _labels(path, name, array) for name, array in arrays.items()}
     labelled = [array for name, array in arrays.items() if name.startswith("y_")]
+    naming = arrays
     if known is not None and labelled and "class_names" not in arrays:
         arrays |= {n: _written(a) for n, a in arrays.items() if n.startswith("y_")}
-        arrays.setdefault("y_train", np.concatenate([_written(a) for a in labelled]))
+        # the model knows its classes, so a split may have some that the training rows lack
+        naming = {"y_train": np.concatenate([_written(a) for a in labelled])}
     elif "class_names" not in arrays and labelled and _are_names(arrays["y_train"]):
         arrays |= {n: _written(a) for n, a in arrays.items() if n.startswith("y_")}
-    names = _class_names(path, arrays) if labelled or known is None else known.class_names
+    names = _class_names(path, naming) if labelled or known is None else known.class_names
     reference = arrays["x_train"] if "x_train" in arrays else arrays["x_test"]
     kind, notes = _kind(path, reference)
     splits = {
@@ -158,7 +160,6 @@ def _decoded(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
     """Return the given class names, or those that the labels imply: 0 … C - 1, or their values."""
-    labels = arrays["y_train"]
     if "class_names" in arrays:
         given = arrays["class_names"].ravel()
         if given.dtype.kind == "S":
@@ -171,6 +172,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
                 "give each class its own name"
             )
         return names
+    labels = arrays["y_train"]
     if labels.dtype.kind in "US":
         written = sorted({str(name) for name in labels})
         if all(name.lstrip("-").isdecimal() for name in written):
