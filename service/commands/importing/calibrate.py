@@ -21,6 +21,9 @@ from service.contract.nearest import did_you_mean
 
 Array = NDArray[Any]
 _STEPS = 100
+PROBABILITIES = "probabilities"
+"""The array of example rows that holds the library's own answers."""
+_SUM_TOLERANCE = 1e-3
 _RIDGE = 1e-6
 """Weight of a penalty on the mean of the biases, which does not affect any probability."""
 
@@ -79,13 +82,7 @@ def rows_of_file(
     where: the flag and the file, for messages. labelled: whether `y` must be there.
     Raises ImportRefused.
     """
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-    except (OSError, ValueError) as error:
-        raise ImportRefused(
-            f"{where}: cannot be read as an .npz file: {error}; expected what np.savez writes"
-        ) from None
+    arrays = _arrays(path, where)
     wanted = [*(["y"] if labelled else []), *([c.name for c in spec.columns] or ["x"])]
     missing = [name for name in wanted if name not in arrays]
     if missing:
@@ -103,6 +100,37 @@ def rows_of_file(
             f"{where}: has {len(rows)} rows but {len(labels)} labels; expected one label a row"
         )
     return rows, labels
+
+
+def probabilities_of_file(
+    path: Path, spec: InputSpec, num_classes: int, *, where: str
+) -> Array | None:
+    """The array `probabilities` [n, C] of an .npz file; None without one, or where an input has
+    that name.
+
+    where: the flag and the file, for messages. Raises ImportRefused.
+    """
+    arrays = _arrays(path, where)
+    if PROBABILITIES not in arrays or PROBABILITIES in {c.name for c in spec.columns}:
+        return None
+    found = arrays[PROBABILITIES]
+    is_table = found.ndim == 2 and found.shape[1] == num_classes and found.dtype.kind in "fiu"
+    if not is_table or not (np.abs(found.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
+        raise ImportRefused(
+            f"{where}: the array '{PROBABILITIES}' is {found.dtype}, {list(found.shape)}; expected "
+            f"numbers [rows, {num_classes}], in rows that sum to 1, as predict_proba gives them"
+        )
+    return found.astype(np.float64)
+
+
+def _arrays(path: Path, where: str) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError) as error:
+        raise ImportRefused(
+            f"{where}: cannot be read as an .npz file: {error}; expected what np.savez writes"
+        ) from None
 
 
 def fit(scores: NDArray[np.float64], labels: Array) -> Fitted:

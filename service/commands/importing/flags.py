@@ -102,7 +102,9 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DATA.npz",
         help="rows x like the training data (or an array for each input): their mean and standard "
-        "deviation are recorded, and answers to rows far from them carry a warning",
+        "deviation are recorded, and answers to rows far from them carry a warning. With an array "
+        "'probabilities', as predict_proba gives it for these rows, the import is refused if the "
+        "model answers otherwise",
     )
     add(
         "--temperature",

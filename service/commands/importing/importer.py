@@ -73,6 +73,11 @@ from service.process.exit_codes import DONE, FAILED
 Array = NDArray[Any]
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 5e-3
+_LIBRARY_TOLERANCE = 5e-3
+"""How far a probability may be from that of the library: graphs compute in float32 or less."""
+_STRAY_ROWS = 0.05
+"""The share of example rows that may differ from the library."""
+_ROWS_AT_ONCE = 256
 
 REFUSALS = (
     ImportRefused,
@@ -358,9 +363,11 @@ def _check(found: Import, staging: Path) -> None:
         _check_neighbours(found, graph, bundle)
     if found.flags.image_example is not None:
         _check_example(found, graph, bundle)
+    if found.flags.example_rows is not None:
+        _check_probabilities(found, graph, bundle)
 
 
-def _served(graph: Graph, rows: Array, bundle: Bundle) -> Array:
+def _served(graph: Graph, rows: Array, bundle: Bundle, *, temperature: float = 1.0) -> Array:
     """[n, C] probabilities at tau = 0. Raises ImportRefused where the graph does not run."""
     try:
         outputs_ = graph.run(
@@ -377,7 +384,7 @@ def _served(graph: Graph, rows: Array, bundle: Bundle) -> Array:
             "model again with a newer opset, or report this"
         ) from error
     assert outputs_.logits is not None
-    return softmax(outputs_.logits.astype(np.float64))
+    return softmax(outputs_.logits.astype(np.float64) / temperature)
 
 
 def _expected(found: Import, bundle: Bundle) -> Array:
@@ -399,6 +406,42 @@ def _check_neighbours(found: Import, graph: Graph, bundle: Bundle) -> None:
             "leave out --refuse-dependent-rows to run its rows one at a time"
         )
     found.fields["max_batch_rows"] = 1
+
+
+def _check_probabilities(found: Import, graph: Graph, bundle: Bundle) -> None:
+    """Compare the answers with those of the library that trained the model, if they are given.
+
+    A few rows may differ: a tree sends a float64 number on one side of its threshold and the same
+    number as float32 on the other. Raises ImportRefused where more than `_STRAY_ROWS` differ.
+    """
+    path, names = found.flags.example_rows, bundle.class_names
+    where = f"--example-rows {path}"
+    expected = calibrate.probabilities_of_file(path, bundle.input, len(names), where=where)
+    if expected is None:
+        return
+    rows, _ = calibrate.rows_of_file(path, bundle.input, names, where=where, labelled=False)
+    if len(rows) != len(expected):
+        raise ImportRefused(
+            f"{where}: has {len(rows)} rows but {len(expected)} of probabilities; expected one for "
+            "each row"
+        )
+    step = 1 if bundle.max_batch_rows == 1 else _ROWS_AT_ONCE
+    served = np.concatenate(
+        [
+            _served(graph, rows[i : i + step], bundle, temperature=bundle.temperature)
+            for i in range(0, len(rows), step)
+        ]
+    )
+    apart = np.abs(served - expected)
+    differing = int((apart.max(axis=1) > _LIBRARY_TOLERANCE).sum())
+    if differing > _STRAY_ROWS * len(rows):
+        row, column = np.unravel_index(int(apart.argmax()), apart.shape)
+        raise ImportRefused(
+            f"{where}: {differing} of {len(rows)} rows have other probabilities than the array "
+            f"'probabilities': row {row}, class '{names[column]}' has {served[row, column]:.4f} "
+            f"instead of {expected[row, column]:.4f}; check --output, --temperature and the order "
+            "of the classes, or convert the model in another way"
+        )
 
 
 def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
