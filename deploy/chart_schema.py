@@ -52,12 +52,34 @@ def _object(required: tuple[str, ...] = (), /, **properties: Any) -> dict[str, A
 
 
 TEXT = {"type": "string"}
+NAMED = {"type": "string", "minLength": 1}
 FLAG = {"type": "boolean"}
 COUNT = {"type": "integer", "minimum": 0}
+SOME = {"type": "integer", "minimum": 1}
 PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 URL = {"type": "string", "pattern": "^https?://"}
+INTERVAL = {"type": "string", "pattern": "^([1-9][0-9]*(h|m|s|ms))+$"}
 LIST = {"type": "array"}
 MAP = {"type": "object"}
+
+
+PROBE = _object(
+    initialDelaySeconds=COUNT,
+    periodSeconds=SOME,
+    timeoutSeconds=SOME,
+    successThreshold=SOME,
+    failureThreshold=SOME,
+    terminationGracePeriodSeconds=SOME,
+)
+"""What a user may set of a probe: its request is the chart's. Kubernetes takes no 0 here."""
+ONCE = PROBE | {"properties": PROBE["properties"] | {"successThreshold": {"const": 1}}}
+"""A startup or liveness probe, of which Kubernetes takes no other `successThreshold`."""
+DISRUPTION = {
+    "type": ["integer", "string"],
+    "minimum": 1,
+    "pattern": "^(0*[1-9][0-9]?|100)%$",
+    "description": "1 or more, or a share such as 25%: 0 lets no node be drained",
+}
 
 
 def schema() -> dict[str, Any]:
@@ -72,49 +94,49 @@ def schema() -> dict[str, Any]:
     whole = _object(
         replicaCount=COUNT,
         image=_object(
-            repository=TEXT,
+            repository=NAMED,
             tag=TEXT,
             digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
             pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
             pullSecrets=LIST,
         ),
         settings=_object(**settings),
-        store=_object(existingSecret=TEXT, key=TEXT, migrate=FLAG, readsKey=TEXT),
-        apiKeys=_object(existingSecret=TEXT, key=TEXT, allowAnonymous=FLAG),
+        store=_object(existingSecret=TEXT, key=NAMED, migrate=FLAG, readsKey=TEXT),
+        apiKeys=_object(existingSecret=TEXT, key=NAMED, allowAnonymous=FLAG),
         models=_object(
             persistentVolumeClaim=TEXT,
             image=TEXT,
-            hostPath=TEXT,
-            url=TEXT,
+            hostPath={"type": "string", "pattern": "^(/.*)?$"},
+            url={"type": "string", "pattern": "^((s3|gs|az|hf|https?)://.+)?$"},
             cacheSize={"type": "string", "pattern": "^[1-9][0-9]{0,8}[MGT]i$"},
         ),
         resources=MAP,
-        gpu=_object(enabled=FLAG, resource=TEXT, count=COUNT),
+        gpu=_object(enabled=FLAG, resource=NAMED, count=SOME),
         terminationGracePeriodSeconds=COUNT,
         preStopSeconds=COUNT,
         service=_object(type={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, port=PORT),
         metricsPort=PORT,
-        probes=_object(startup=MAP, readiness=MAP, liveness=MAP),
+        probes=_object(startup=ONCE, readiness=PROBE, liveness=ONCE),
         autoscaling=_object(
             enabled=FLAG,
-            minReplicas=COUNT,
-            maxReplicas=COUNT,
+            minReplicas=SOME,
+            maxReplicas=SOME,
             targetCPUUtilizationPercentage={"type": "integer", "minimum": 1, "maximum": 100},
         ),
         keda=_object(
             enabled=FLAG,
-            minReplicas=COUNT,
-            maxReplicas=COUNT,
-            serverAddress=TEXT,
-            queuedRowsPerReplica={"type": "integer", "minimum": 1},
-            pollingInterval=COUNT,
+            minReplicas=SOME,
+            maxReplicas=SOME,
+            serverAddress=URL,
+            queuedRowsPerReplica=SOME,
+            pollingInterval=SOME,
             cooldownPeriod=COUNT,
         ),
-        podDisruptionBudget=_object(enabled=FLAG, maxUnavailable={"type": ["integer", "string"]}),
+        podDisruptionBudget=_object(enabled=FLAG, maxUnavailable=DISRUPTION),
         networkPolicy=_object(enabled=FLAG, ingressFrom=LIST, metricsFrom=LIST, egressTo=LIST),
-        serviceMonitor=_object(enabled=FLAG, interval=TEXT, labels=MAP),
+        serviceMonitor=_object(enabled=FLAG, interval=INTERVAL, labels=MAP),
         prometheusRule=_object(enabled=FLAG, labels=MAP, runbookUrl=URL),
-        dashboards=_object(enabled=FLAG, label=TEXT),
+        dashboards=_object(enabled=FLAG, label=NAMED),
         httpRoute=_object(enabled=FLAG, parentRefs=LIST, hostnames=LIST),
         serviceAccount=_object(create=FLAG, name=TEXT, annotations=MAP),
         podAnnotations=MAP,

@@ -163,6 +163,30 @@ def test_every_default_of_the_chart_is_one_that_its_schema_takes():
             ),
             "more than models.cacheSize, 1Gi",
         ),
+        (("settings.modelsCacheMib=5",), "models.url is empty"),
+        (("models.persistentVolumeClaim=", "models.url=shop/models"), "/models/url"),
+        (("gpu.enabled=true", "gpu.count=0"), "/gpu/count"),
+        (("gpu.enabled=true", "settings.provider=cpu"), "settings.provider is cpu"),
+        (("metricsPort=8000",), "metricsPort is 8000, which is also the HTTP port"),
+        (("settings.grpcPort=8000",), "settings.grpcPort is 8000, which is also the HTTP port"),
+        (("settings.grpcPort=9000",), "which is also metricsPort, 9000"),
+        (("service.port=9000",), "service.port is 9000, which is also metricsPort, 9000"),
+        (("settings.grpcPort=80",), "service.port is 80, which is also settings.grpcPort, 80"),
+        (("autoscaling.enabled=true", "autoscaling.minReplicas=11"), "autoscaling.maxReplicas, 10"),
+        (("keda.enabled=true", "keda.minReplicas=11"), "keda.maxReplicas, 10"),
+        (("keda.enabled=true", "keda.minReplicas=0"), "/keda/minReplicas"),
+        (("autoscaling.enabled=true", "resources.requests.cpu=null"), "resources.requests.cpu"),
+        (("podDisruptionBudget.maxUnavailable=0",), "/podDisruptionBudget/maxUnavailable"),
+        (("podDisruptionBudget.maxUnavailable=0%",), "/podDisruptionBudget/maxUnavailable"),
+        (("probes.liveness.periodSeconds=0",), "/probes/liveness/periodSeconds"),
+        (("probes.startup.successThreshold=2",), "/probes/startup/successThreshold"),
+        (("probes.liveness.httpGet.path=/x",), "httpGet"),
+        (("resources.requests.memory=3Gi",), "memory is 3Gi, more than resources.limits.memory"),
+        (("resources.limits.cpu=500m",), "cpu is 1, more than resources.limits.cpu, 500m"),
+        (("image.repository=",), "/image/repository"),
+        (("serviceMonitor.interval=soon",), "/serviceMonitor/interval"),
+        (("extraEnv[0].name=PRIORDIAL_PORT",), "extraEnv sets PRIORDIAL_PORT"),
+        (("preStopSeconds=60", "settings.drainSeconds=0"), "settings.drainSeconds = 60"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(helm, changed, says):
@@ -170,6 +194,47 @@ def test_values_that_cannot_work_are_refused_by_name(helm, changed, says):
     done = helm("template", "release", CHART, "-f", CHART / "ci" / "default-values.yaml", *flags)
     assert done.returncode != 0
     assert says in done.stderr
+
+
+@pytest.mark.parametrize("name", ["7shop", "shop.eu"])
+def test_a_release_whose_service_kubernetes_would_not_take_is_refused(helm, name):
+    done = helm("template", name, CHART, "-f", CHART / "ci" / "default-values.yaml")
+    assert done.returncode != 0
+    assert f"named '{name}'" in done.stderr
+
+
+def test_no_name_of_the_longest_release_is_longer_than_kubernetes_takes(helm):
+    done = helm("template", "a" * 53, CHART, "-f", CHART / "ci" / "default-values.yaml")
+    items = [each for each in yaml.safe_load_all(done.stdout) if each]
+    names = {each["kind"]: each["metadata"]["name"] for each in items}
+    assert {"Job", "Service", "Deployment"} <= set(names)
+    assert max(map(len, names.values())) <= 63
+    assert names["Job"] != names["Deployment"]
+
+
+def test_the_grpc_port_can_be_reached(helm):
+    values = CHART / "ci" / "default-values.yaml"
+    done = helm("template", "release", CHART, "-f", values, "--set", "settings.grpcPort=9001")
+    items = [each for each in yaml.safe_load_all(done.stdout) if each]
+    kinds = {each["kind"]: each.get("spec") for each in items}
+    assert {"name": "grpc", "port": 9001, "targetPort": "grpc"} in kinds["Service"]["ports"]
+    (container,) = kinds["Deployment"]["template"]["spec"]["containers"]
+    assert {"name": "grpc", "containerPort": 9001} in container["ports"]
+    assert {"port": "grpc"} in kinds["NetworkPolicy"]["ingress"][0]["ports"]
+
+
+def test_what_may_be_left_out_leaves_a_pod_that_kubernetes_takes(helm):
+    """A hook that sleeps 0 seconds is refused before Kubernetes 1.33."""
+    flags = ("preStopSeconds=0", "resources.limits=null", "resources.requests=null")
+    done = helm(
+        *("template", "release", CHART, "-f", CHART / "ci" / "gpu-values.yaml"),
+        *(part for each in flags for part in ("--set", each)),
+    )
+    items = [each for each in yaml.safe_load_all(done.stdout) if each]
+    (deployment,) = (each for each in items if each["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "lifecycle" not in container
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}}
 
 
 def test_the_copy_of_models_stays_below_its_volume(helm):
