@@ -86,7 +86,9 @@ def moved(block: Estimation, *, before: Vector, after: Vector) -> Estimation:
             _rounded(log_normalise(np.asarray(row) + shift)) for row in block.replicates.log_source
         ]
         changed["replicates"] = block.replicates.model_copy(update={"log_source": sources})
-    return block.model_copy(update=changed)
+    # made anew, because a copy would keep the cached log_source of the block before
+    fields = {name: getattr(block, name) for name in Estimation.model_fields}
+    return Estimation(**fields | changed)
 
 
 def _rounded(values: Vector) -> list[float]:

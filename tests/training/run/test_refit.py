@@ -182,3 +182,13 @@ def test_moving_a_block_shifts_its_replicates_by_the_same_factor():
         moves = np.array(new) - np.array(old) - (after - before)
         assert np.ptp(moves) < 1e-6
     assert sum(found.source_prior) == pytest.approx(1)
+    assert np.allclose(found.log_source, np.log(found.source_prior) - np.array(found.bias))
+
+
+def test_the_test_scores_of_the_fit_are_those_of_the_published_model(fits, own_npz, command):
+    folder = fits / "models" / "again" / "1"
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["test"]
+    code, found, err = command("evaluate", str(folder), "--data", f"npz:{own_npz}", "--json")
+    assert code == 0, err
+    for name in ("nll", "brier", "ece", "balanced_error"):
+        assert told[name] == pytest.approx(found[name], abs=1e-5), name
