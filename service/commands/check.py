@@ -2,6 +2,7 @@
 serve.
 """
 
+import errno
 from collections.abc import Iterator
 
 from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure, open_to_others
@@ -13,6 +14,9 @@ from service.contract.nearest import did_you_mean
 from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
 from service.priors.snapshot import resolve_stored
 from service.priors.store import InvalidStoreUrl, open_store
+from service.process.allowance import too_few_files
+from service.process.listener import check_free
+from service.process.machine import PortTaken
 from service.settings import Settings
 
 
@@ -22,10 +26,14 @@ def run(settings: Settings) -> int:
 
 
 def check(settings: Settings) -> Iterator[Finding]:
-    """Check everything that a start depends on, without binding a port."""
+    """Check everything that a start depends on, without listening on a port."""
     yield True, "settings", "all are known and within their ranges"
     yield findings.paths(settings)
     yield from _access(settings)
+    yield from _addresses(settings)
+    too_few = too_few_files()
+    if too_few is not None:
+        yield False, "open files", too_few
     yield from findings.extras(settings)
     store = findings.store(
         settings.store, reads=settings.store_reads, optional=settings.store_optional
@@ -52,7 +60,10 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield None, "keys", "none: anyone who can reach the port has every right"
     else:
         roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
-        yield bool(roles), "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
+        if roles:
+            yield True, "keys", f"{len(access.keys)}, with the roles {roles}"
+        else:  # `serve` starts, and takes the first key within a second
+            yield None, "keys", f"{settings.keys} has no key yet, so nobody can use the service"
         risky = None if settings.keys is None else open_to_others(settings.keys)
         if risky is not None:
             yield None, "keys", risky
@@ -64,6 +75,19 @@ def _access(settings: Settings) -> Iterator[Finding]:
         )
     except ExposedWithoutKeys as error:
         yield False, "access", str(error)
+
+
+def _addresses(settings: Settings) -> Iterator[Finding]:
+    """Bind each port as `serve` does, and give it back. One in use may be this service's own."""
+    ports = {"--port": settings.port, "--metrics-port": settings.metrics_port}
+    for flag, port in (ports | {"--grpc-port": settings.grpc_port}).items():
+        try:
+            check_free(settings.host, port)
+        except OSError as error:
+            good = None if error.errno == errno.EADDRINUSE else False
+            yield good, "address", f"{PortTaken(settings.host, port, error, flag=flag)}"
+            if good is False:
+                return
 
 
 def _default_model(settings: Settings, name: str, opened: list[Bundle]) -> Finding:

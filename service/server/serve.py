@@ -9,8 +9,8 @@ from service.graph.composer import start_early
 from service.observe import log
 from service.observe.log import refuse
 from service.process.allowance import file_limit, too_few_files
+from service.process.listener import bind, check_free
 from service.process.machine import PortTaken
-from service.server.listener import bind, check_free
 from service.server.startup import ignore_signals
 from service.settings import Settings
 

@@ -34,11 +34,11 @@ from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.executor import Executor
 from service.process.exit_codes import DONE, FAILED
+from service.process.listener import listen, url_of
 from service.process.machine import PortTaken, bound_heaps, return_memory
 from service.server.assembly.service import NothingToServe, Service
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
-from service.server.listener import listen, url_of
 from service.server.startup import on_signals
 from service.settings import InvalidSetting, Settings
 from service.stores.remote import InvalidModelsUrl

@@ -20,10 +20,10 @@ from service.observe.run_folder import RunFolder, new_run
 from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED, HUNG
+from service.process.listener import url_of
 from service.process.threads import failure_text
 from service.server.child import MemoryKills, WorkerProcess
 from service.server.link import Place
-from service.server.listener import url_of
 from service.server.startup import on_signals
 from service.settings import Settings
 

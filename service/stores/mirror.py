@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -59,8 +60,9 @@ class Mirror:
         """Use `folder` for the copy; None: one in the temporary folder, named after the URL.
 
         max_bytes: the most bytes of the files of all versions together. Raises InvalidModelsUrl
-        where the folder cannot be made.
+        where the folder cannot be made, or is in the temporary folder and not this user's alone.
         """
+        self._owned = folder is None
         try:
             if folder is None:
                 name = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
@@ -73,6 +75,8 @@ class Mirror:
                 "this user can write, or can make"
             ) from None
         self.folder = folder
+        if self._owned and (why := _open_to_others(folder)):
+            raise InvalidModelsUrl(why)
         self._remote, self._max_bytes = remote, max_bytes
         self._listing: Listing = {}
         self._listed = threading.Lock()
@@ -91,6 +95,8 @@ class Mirror:
                 listing = self._remote.listing()
                 # a cleaner of the temporary folder may have taken it away
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if self._owned and (why := _open_to_others(self.folder)):
+                    raise RemoteUnavailable(why)  # another user was faster
                 if self._remote.seems_lost and self._versions():
                     raise RemoteUnavailable(
                         f"{self._remote.url} lists no model version, as an emptied store or an "
@@ -264,6 +270,26 @@ class Mirror:
         with (place / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _open_to_others(folder: Path) -> str | None:
+    """Why users other than this one could put models into a folder, and what to do, or None.
+
+    Every user may make a folder in the temporary folder. Raises OSError.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        fault = "is a link"
+    elif found.st_uid != os.geteuid():
+        fault = f"belongs to another user (uid {found.st_uid})"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        fault = f"can be written by others (mode {stat.S_IMODE(found.st_mode):o})"
+    else:
+        return None
+    return (
+        f"the local copy of models, '{folder}', {fault}, so models in it cannot be trusted; remove "
+        "it, or give a folder of this user with --models-cache"
+    )
 
 
 def _evicted(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """`check` finds what would stop a start or serve something unintended; it serves nothing."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,33 @@ def test_a_model_whose_folder_cannot_be_listed_is_found_and_the_others_pass(sett
     found = faults(settings())
     assert list(found) == ["model loop"]
     assert "Too many levels" in found["model loop"]
+
+
+@pytest.mark.parametrize("host", ["::1%lo", "10.99.99.99", "no-such-host.invalid"])
+def test_an_address_that_serve_cannot_bind_is_found(settings, host):
+    found = faults(settings(host=host, allow_anonymous=True))
+    assert f"cannot listen on {host}" in found["address"]
+    assert "--host" in found["address"]
+
+
+def test_a_port_in_use_is_told_but_may_be_the_running_service(settings):
+    with socket.create_server(("127.0.0.1", 0)) as running:
+        port = running.getsockname()[1]
+        given = settings(host="127.0.0.1", metrics_port=port)
+        (told,) = (text for _, subject, text in check.check(given) if subject == "address")
+        assert f"127.0.0.1:{port}" in told
+        assert "--metrics-port" in told
+        assert faults(given) == {}
+
+
+def test_a_list_without_a_key_is_no_fault_since_serve_starts_with_it(settings, tmp_path):
+    listed = tmp_path / "keys"
+    listed.write_text("# none yet\n")
+    listed.chmod(0o600)
+    given = settings(host="0.0.0.0", keys=listed)
+    assert faults(given) == {}
+    (told,) = (text for good, subject, text in check.check(given) if subject == "keys")
+    assert "no key yet" in told
 
 
 def test_keys_are_read_and_an_open_address_without_them_is_found(settings, tmp_path):

@@ -8,8 +8,8 @@ import uvicorn
 
 from service.process import connection_counts
 from service.process.connection_counts import ConnectionCounts
+from service.process.listener import bind, listen
 from service.server.connections import FairServer
-from service.server.listener import bind, listen
 from tests.support.eventually import eventually_async
 
 

@@ -10,8 +10,8 @@ import socket
 import httpx
 import pytest
 
+from service.process.listener import bind, listen
 from service.process.machine import PortTaken
-from service.server.listener import bind, listen
 from tests.support.eventually import eventually
 from tests.support.server import running, starting
 from tests.support.small_models import publish_model

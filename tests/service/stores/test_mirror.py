@@ -418,6 +418,28 @@ def test_a_folder_for_the_copy_that_is_a_file_is_refused(tmp_path):
             open_mirror("file:///nowhere", folder, max_bytes=MIB)
 
 
+@pytest.mark.parametrize("planted", ["link", "writable", "foreign"])
+def test_a_copy_in_the_temporary_folder_that_others_could_write_is_refused(
+    planted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = f"file://{published(tmp_path).parents[1]}"
+    mirror = Mirror(RemoteFolder(url), None, max_bytes=100 * MIB)
+    mirror.refresh()
+    assert mirror.folder.parent == tmp_path
+    if planted == "link":
+        mirror.folder.rename(tmp_path / "elsewhere")
+        mirror.folder.symlink_to(tmp_path / "elsewhere")
+    elif planted == "writable":
+        mirror.folder.chmod(0o777)
+    else:
+        monkeypatch.setattr("os.geteuid", lambda: mirror.folder.stat().st_uid + 1)
+    with pytest.raises(InvalidModelsUrl, match=r"cannot be trusted; remove it, .*--models-cache"):
+        Mirror(RemoteFolder(url), None, max_bytes=100 * MIB)
+    with pytest.raises(RemoteUnavailable, match="cannot be trusted"):
+        mirror.refresh()
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [("ftp://host/models", "begins with s3://"), ("gs://bucket/models", r"priordial\[gcs\]")],
