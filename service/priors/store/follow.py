@@ -65,10 +65,12 @@ class Follower:
             if number <= change:
                 return Changes(number, ())
             if number - change <= MAX_STEPS:
-                entries = entries_of(connection, select(history).where(history.c.change > change))
-                orders = orders_since(connection, change)
-                read = [number, *(e.change for e in entries), *(o.change for o in orders)]
-                return self._marked(Changes(max(read), tuple(entries), orders))
+                # Each query sees what was committed before it. Up to `number` all of them see
+                # everything; a later order could be read without an entry that came before it.
+                new = (history.c.change > change) & (history.c.change <= number)
+                entries = entries_of(connection, select(history).where(new))
+                orders = orders_since(connection, change, number)
+                return self._marked(Changes(number, tuple(entries), orders))
         return self.newest()
 
     def wait(self, seconds: float, woken: Waker) -> None:

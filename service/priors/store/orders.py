@@ -25,9 +25,9 @@ def newest_orders(connection: Connection) -> tuple[ModelOrder, ...]:
     return _orders(connection, model_orders.c.change.in_(newest))
 
 
-def orders_since(connection: Connection, change: int) -> tuple[ModelOrder, ...]:
-    """The orders after a change number."""
-    return _orders(connection, model_orders.c.change > change)
+def orders_since(connection: Connection, change: int, last: int) -> tuple[ModelOrder, ...]:
+    """The orders after a change number, up to the last one."""
+    return _orders(connection, (model_orders.c.change > change) & (model_orders.c.change <= last))
 
 
 def changed_order(
