@@ -338,9 +338,10 @@ class Answers:
         """(model, version, rows) of the files of this host's workers, as far as they can be read,
         and of the answers of other replicas that are shared.
         """
-        found = []
+        found, seen = [], set()
         for folder in self._folders():
             path = folder / FILE
+            seen.add(path)
             try:
                 ring = self._rings.get(path) or self._rings.setdefault(path, Ring(path))
                 rows = ring.held()
@@ -349,6 +350,8 @@ class Answers:
                 continue
             model, _, version = folder.name.rpartition("@")
             found.append((model, int(version), rows))
+        for path in set(self._rings) - seen:  # a file that was deleted keeps its space while mapped
+            self._rings.pop(path, None)
         return found if self._shared is None else found + self._shared.files()
 
     def share_labels(self, of: Version, rows: Sequence[Rows]) -> None:

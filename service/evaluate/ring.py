@@ -72,7 +72,8 @@ class Ring:
         """
         self._path, self._owner = path, owner
         self._capacity = max(1, max_bytes // ROW.itemsize)
-        self._size = -1
+        self._mapped: tuple[int, ...] = ()
+        """The device, inode and size of the file as it is mapped."""
         self._rows: Rows = np.empty(0, ROW)
         if owner:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,13 +111,14 @@ class Ring:
         self._map()
 
     def _map(self) -> None:
-        """Map the whole file where it has grown since."""
+        """Map the whole file where it has grown since, or another has taken its place."""
         with self._path.open("r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == self._size:
+            found = os.fstat(file.fileno())
+            now, size = (found.st_dev, found.st_ino, found.st_size), found.st_size
+            if now == self._mapped:
                 return
             whole = mmap.mmap(file.fileno(), size)
-        self._size = size
+        self._mapped = now
         self._header: NDArray[np.uint64] = np.frombuffer(whole, np.uint64, 1)
         count = (size - _HEADER) // ROW.itemsize
         self._rows = np.frombuffer(whole, ROW, count, _HEADER)

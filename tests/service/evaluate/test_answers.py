@@ -1,8 +1,10 @@
 """Answers are kept in a ring of bounded size, and feedback finds them in any worker's file."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +207,26 @@ def test_a_version_that_is_loaded_again_goes_on_when_the_old_one_retires(two_wor
     new.note(answered("late"))
     one.flush()
     assert len(one.files()[0][2]) == 2
+
+
+def test_a_version_whose_folder_was_removed_is_found_again_once_it_is_loaded_again(
+    two_workers, tmp_path
+):
+    bundle, other_bundle = make_bundle(), make_bundle(version=2)
+    one, reader = two_workers
+    for each in (bundle, other_bundle):
+        one.of(each).note(answered("before"))
+    one.flush()
+    assert len(reader.files()) == 2
+    for each in (bundle, other_bundle):
+        one.forget(each)
+    shutil.rmtree(tmp_path / "worker-0")
+    one.of(bundle).note(answered("after"))
+    one.flush()
+    ((_, _, rows),) = reader.files()
+    assert rows["id"].tolist() == [b"after"]
+    del rows
+    assert f"{FILE} (deleted)" not in Path("/proc/self/maps").read_text()
 
 
 def test_a_disk_that_cannot_be_written_costs_no_answer(tmp_path, caplog):
