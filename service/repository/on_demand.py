@@ -1,6 +1,8 @@
 """Chooses which models stay loaded when not all of them fit into memory (`--max-loaded-mib`)."""
 
+import contextlib
 import logging
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
@@ -78,8 +80,18 @@ class OnDemand:
 def size_of(folders: Iterable[Path]) -> int:
     """An estimate of the memory that the versions in these folders take once loaded, in bytes."""
     return sum(
-        SESSION_BYTES
-        + FILE_FACTOR * sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        SESSION_BYTES + FILE_FACTOR * _bytes_in(folder)
         for folder in folders
         if folder.is_dir()  # else a link that leads nowhere
     )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder, as far as they can be looked at: the load names the fault."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total

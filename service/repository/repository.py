@@ -430,8 +430,8 @@ class Repository:
             if self._ending or not self.wish(name).loaded:  # it may have changed while this waited
                 return self._ending or _UNLOADED
             stop = self._stops[name] = asyncio.get_running_loop().create_future()
-            self._reserve(name)
             try:
+                self._reserve(name)
                 return await self._refresh(name, stop)
             finally:
                 del self._stops[name]

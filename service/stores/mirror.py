@@ -188,9 +188,13 @@ class Mirror:
             _write(folder / MANIFEST_FILE, manifest)
             return
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
-        _write(new / MANIFEST_FILE, manifest)
-        folder.parent.mkdir(exist_ok=True)
-        new.rename(folder)
+        try:
+            _write(new / MANIFEST_FILE, manifest)
+            folder.parent.mkdir(exist_ok=True)
+            new.rename(folder)
+        except OSError:  # as on a full disk: each refresh would leave another one
+            shutil.rmtree(new, ignore_errors=True)
+            raise
 
     def _read_tags(self) -> dict[str, str]:
         with contextlib.suppress(OSError, ValueError):

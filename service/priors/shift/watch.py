@@ -282,6 +282,8 @@ class ShiftWatch:
         least = rows_wanted(len(bundle.class_names))
         window = min(max(least, int(own.effective_rows)), recent.capacity)
         since = None if one.judged_at is None else (now - one.judged_at).total_seconds()
+        if since is not None and since < 0:
+            since = None  # the clock was set back: otherwise nothing would be judged until then
         if since is not None and len(recent.sample(max_age=since).logits) < window / 2:
             return
         logits = recent.sample(newest=window).logits

@@ -201,6 +201,16 @@ def test_what_stays_is_never_let_go_and_a_large_model_is_loaded_nevertheless():
     assert memory.resting == {"held", "large"}
 
 
+def test_a_file_that_cannot_be_looked_at_keeps_no_model_from_its_requests(tmp_path):
+    for name in NAMES[:2]:
+        publish_model(tmp_path, name, model=linear_model(seed=1))
+    (tmp_path / "m1" / "1" / "odd").symlink_to("x" * 300)  # too long a name for any file
+    with client_of(tmp_path) as client:
+        assert predicted(client, "m1").status_code == 200
+        states = {e["name"]: e["state"] for e in client.post("/v2/repository/index").json()}
+        assert states == {"m0": "READY", "m1": "READY"}
+
+
 def test_the_size_of_a_model_counts_its_files(tmp_path):
     (tmp_path / "model.onnx").write_bytes(bytes(np.zeros(MIB, np.int8)))
     assert size_of([tmp_path]) == 5 * MIB

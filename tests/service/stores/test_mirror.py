@@ -399,6 +399,16 @@ def test_a_copy_that_cannot_be_written_names_the_folder_and_not_the_store(odd_we
         mirror.fetch(mirror.folder / "linear" / "1")
 
 
+def test_a_version_that_cannot_be_written_leaves_no_folder_behind(odd_web, tmp_path):
+    url, _ = odd_web
+    mirror = mirror_of(url, tmp_path)
+    (mirror.folder / "linear").touch()  # in the place of the model's folder
+    for _ in range(3):
+        with pytest.raises(RemoteUnavailable, match="File exists"):
+            mirror.refresh()
+    assert not list(mirror.folder.glob(".new-*"))
+
+
 def test_a_copy_that_was_deleted_is_made_again(odd_web, tmp_path):
     url, _ = odd_web
     mirror = mirror_of(url, tmp_path)

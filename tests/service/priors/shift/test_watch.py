@@ -124,6 +124,19 @@ def test_the_estimate_of_traffic_and_its_verdict_are_known_after_a_look(sqlite_u
     with_priors(sqlite_url, run)
 
 
+def test_traffic_is_judged_although_the_clock_was_set_back(sqlite_url, bundle):
+    async def run(priors):
+        site = Site(priors, bundle)
+        site.shift = timedelta(days=1)
+        site.traffic(OTHER, 2000)
+        wrong = site.look().judged.at
+        site.shift = timedelta(0)
+        site.traffic(SOURCE, 2000, seed=1)
+        assert site.look().judged.at < wrong
+
+    with_priors(sqlite_url, run)
+
+
 def test_noise_is_not_explained_after_two_looks_that_agree(sqlite_url, bundle):
     async def run(priors):
         site = Site(priors, bundle)
