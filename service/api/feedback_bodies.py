@@ -38,16 +38,18 @@ def csv_items(body: bytes) -> list[Item]:
     header = next(rows, [])
     _check_columns(header)
     items: list[dict[str, Any]] = []
+    numbers: list[int] = []
     for fields in rows:
         if len(fields) != len(header):
             raise Malformed(
                 f"line {lines.number} has {len(fields)} fields; expected {len(header)}, as the "
                 "header has"
             )
+        numbers.append(lines.number)
         items.append(_typed(dict(zip(header, fields, strict=True)), lines.number))
         if len(items) > MAX_ITEMS:
             break
-    return parse_items(items)
+    return parse_items(items, name_of=lambda number: f"line {numbers[number]}")
 
 
 def parquet_items(body: bytes) -> list[Item]:

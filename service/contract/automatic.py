@@ -65,6 +65,22 @@ class AutoAdopt(Strict):
         return begin <= clock < end if begin <= end else clock >= begin or clock < end
 
 
+def quiet_hours_faults(value: object) -> list[tuple[str, str]]:
+    """Quiet hours, in the JSON of `auto_adopt`, that would never apply; empty where there are none.
+
+    Not a check of AutoAdopt: priors that hold such hours, stored by an earlier version, stay valid.
+    """
+    hours = value.get("quiet_hours") if isinstance(value, dict) else None
+    if not isinstance(hours, list) or len(hours) != 2 or hours[0] != hours[1]:
+        return []
+    fault = (
+        f"expected [from, to] of two different times; got {str(hours[0])[:20]!r} twice, which "
+        'never applies: write the hours as in ["22:00", "06:00"], leave them out for none, or set '
+        'mode to "off" for no steps at all'
+    )
+    return [("auto_adopt.quiet_hours", fault)]
+
+
 @dataclass(frozen=True)
 class Step:
     """What automatic adoption does now: `adopt` the target [C], `wait` for a while, or `hold`."""

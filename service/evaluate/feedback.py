@@ -50,8 +50,11 @@ class Taken:
     counts: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
 
-def parse_items(items: object) -> list[Item]:
-    """Check items as a request gives them. Raises InvalidFeedback naming the wrong ones."""
+def parse_items(items: object, *, name_of: Callable[[int], str] = "items.{}".format) -> list[Item]:
+    """Check items as a request gives them. Raises InvalidFeedback naming the wrong ones.
+
+    name_of: how the fault of an item is named, by the item's number from 0.
+    """
     if not isinstance(items, list) or not items:
         raise InvalidFeedback([("items", f"expected a list of labels; got {_short(items)}")])
     if len(items) > MAX_ITEMS:
@@ -72,7 +75,7 @@ def parse_items(items: object) -> list[Item]:
                 )
             )
             continue
-        errors.append((f"items.{number}{wrong[0]}", wrong[1]))
+        errors.append((f"{name_of(number)}{wrong[0]}", wrong[1]))
         if len(errors) == MAX_FAULTS:
             break
     if errors:

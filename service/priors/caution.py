@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
+from service.contract.bundle import Bundle
 from service.contract.prior import Prior
 from service.priors.rule import Rule, chunks
 
@@ -46,6 +47,19 @@ def target_warnings(prior: Prior, class_names: list[str]) -> list[str]:
             f"'{class_names[smallest]}'"
         )
     return warnings
+
+
+def source_replaced(bundle: Bundle, prior: Prior) -> list[str]:
+    """A warning where a prior's label_frequencies replace the model's measured source prior."""
+    if prior.calibrated or bundle.calibrated_log_source is None:
+        return []
+    return [
+        (
+            "its label_frequencies replace the source prior that was measured for this model, so "
+            "estimates for it are 'uncalibrated'; to use the measured one, PUT the prior without "
+            "label_frequencies"
+        )
+    ]
 
 
 def flip_share(

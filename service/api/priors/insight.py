@@ -119,6 +119,7 @@ class Insight:
                 warnings=[
                     *after.prior.warnings,
                     *caution.target_warnings(after.prior, bundle.class_names),
+                    *caution.source_replaced(bundle, after.prior),
                     *source_warnings(bundle),
                 ],
             )
@@ -182,6 +183,7 @@ class Insight:
         """
         target_warnings = partial(caution.target_warnings, candidate.prior, bundle.class_names)
         warnings = await apart_if_long(target_warnings, bundle)
+        warnings += caution.source_replaced(bundle, candidate.prior)
         reservoir = self._find_reservoir(bundle)
         if reservoir is None or reservoir.capacity == 0:
             return Flips(None, warnings)

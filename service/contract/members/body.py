@@ -13,7 +13,7 @@ from pydantic import (
     model_serializer,
 )
 
-from service.contract.automatic import AutoAdopt
+from service.contract.automatic import AutoAdopt, quiet_hours_faults
 from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
 from service.contract.members.costs import CostsBody
@@ -80,6 +80,7 @@ def parse_prior(body: object) -> PriorBody:
             errors += _vector_form_errors(name, body[name])
     errors += of_costs.form_faults(body.get("costs"))
     errors += of_switch.form_faults(body)
+    errors += quiet_hours_faults(body.get("auto_adopt"))
     if errors:
         raise InvalidPrior(errors)
     try:

@@ -122,8 +122,19 @@ def form_faults(body: Mapping[str, Any]) -> list[Fault]:
     if context is not None and schedule is not None:
         return [("schedule", "is given together with 'context'; expected only one of them")]
     faults = [] if context is None else list(_context_faults(context))
-    faults += [] if schedule is None else _schedule_faults(schedule)
+    if schedule is not None:
+        faults += _schedule_faults(schedule) or _hours_that_never_apply(schedule)
     return faults[:_MOST_FAULTS]
+
+
+def _hours_that_never_apply(schedule: Mapping[str, Any]) -> list[Fault]:
+    """Rules from 24 to 0. Not among `_schedule_faults`: priors that are stored stay valid."""
+    fault = "[24, 0] never applies; write [0, 24] for the whole day, or leave it out"
+    return [
+        (f"schedule.rules.{number}.hours", fault)
+        for number, rule in enumerate(schedule["rules"])
+        if rule.get("hours") == [24, 0]
+    ]
 
 
 def resolve_switch(

@@ -164,6 +164,8 @@ def test_parquet_is_taken_with_its_empty_cells_and_faulty_columns_are_named(serv
         (b"request_id,label,sampled\na,b,0_1\n", 422, "line 2.sampled"),
         (b"request_id,label,sampled\na,b,nan\n", 422, "line 2.sampled"),
         (b"request_id,label,sampled\na,b,1e-50\n", 422, "from 1e-09 to 1; got 1e-50"),
+        (b"request_id,label,sampled\na,b,1\n\na,b,2\n", 422, '"line 4.sampled"'),
+        (b"request_id,label\na,b\na,\n", 422, '"line 3.label"'),
     ],
 )
 def test_csv_beyond_a_bound_is_refused(server, content, status, message):

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.automatic import AutoAdopt, bounded, divergence, next_step
+from service.contract.members.body import InvalidPrior, body_of, parse_prior
 from service.contract.shift.label_shift import PriorEstimate
 from service.contract.shift.verdict import Assessment, Gain
 
@@ -125,6 +126,16 @@ def test_a_class_whose_target_is_0_can_return():
 def test_bounds_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValidationError):
         AutoAdopt(**wrong)
+
+
+def test_quiet_hours_that_never_apply_are_refused_in_a_request_and_read_from_the_store():
+    auto = {"mode": "on", "quiet_hours": ["06:00", "06:00"]}
+    with pytest.raises(InvalidPrior) as refused:
+        parse_prior({"auto_adopt": auto})
+    (fault,) = refused.value.errors
+    assert fault["field"] == "auto_adopt.quiet_hours"
+    assert "'06:00' twice, which never applies: write" in fault["message"]
+    assert not body_of({"auto_adopt": auto}).auto_adopt.is_quiet(NOW)
 
 
 def test_the_default_is_a_dry_run():

@@ -749,6 +749,31 @@ def test_an_estimate_is_adopted_only_where_the_rule_allows_it_and_with_its_evide
         assert "forced although" in forced.json()["note"]
 
 
+def test_label_frequencies_that_replace_the_measured_source_are_warned_of(sqlite_url):
+    block = {
+        "calibration": "none",
+        "temperature": 1.0,
+        "bias": [0.0] * 3,
+        "source_prior": [0.6, 0.3, 0.1],
+        "validation": {"rows": 1500, "class_counts": [500] * 3},
+    }
+    counts = {"cat": 90, "dog": 9, "lynx": 1}
+
+    @scenario(sqlite_url, make_bundle(estimation=block), reservoir=LogitReservoir(3))
+    async def _(client):
+        untouched = await client.put("/priors", json={"target": counts})
+        assert untouched.json()["warnings"] == []
+        stored = await client.put("/priors", json={"label_frequencies": counts})
+        (told,) = stored.json()["warnings"]
+        assert "'uncalibrated'; to use the measured one, PUT the prior without label_freq" in told
+        shown = await client.post("/priors/default/preview", json={"label_frequencies": counts})
+        assert told in shown.json()["warnings"]
+        more = {"add": {"label_frequencies": {"lynx": 1}}}
+        added = await client.patch("/priors/default", json=more)
+        assert added.status_code == 200
+        assert told in added.json()["warnings"]
+
+
 def test_an_estimate_is_adopted_onto_what_another_worker_has_just_stored(store_url):
     reservoir = reservoir_of(np.random.default_rng(3).normal(size=(300, 3)))
     costs = {"costs": {"reject": 0.2}}

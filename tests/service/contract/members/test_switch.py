@@ -195,6 +195,8 @@ def test_what_is_wrong_is_named(members, field, message):
         ({"prior": "x", "hours": [8, 8]}, ".hours", "[from, to]"),
         ({"prior": "x", "hours": [8, 25]}, ".hours", "[from, to]"),
         ({"prior": "x", "hours": list(range(9))}, ".hours", "a list of 9"),
+        ({"prior": "x", "hours": [24, 0]}, ".hours", "write [0, 24] for the whole day"),
+        ({"prior": "x", "hours": [24.0, 0.0]}, ".hours", "never applies"),
     ],
 )
 def test_what_is_wrong_with_a_rule_is_named(rule, member, message):
