@@ -50,6 +50,7 @@ class Follower:
         """The newest entry of each prior and class list; if damaged, also the last readable one."""
         with self._following() as connection:
             number = self._number(connection)
+            self._check_since_last(connection, number)
             newest = select(func.max(history.c.change)).group_by(
                 history.c.model, history.c.name, history.c.class_digest
             )
@@ -64,6 +65,7 @@ class Follower:
             number = self._number(connection)
             if number <= change:
                 return Changes(number, ())
+            self._check_since_last(connection, number)
             if number - change <= MAX_STEPS:
                 # Each query sees what was committed before it. Up to `number` all of them see
                 # everything; a later order could be read without an entry that came before it.
@@ -119,7 +121,8 @@ class Follower:
                     self._unfollow()
                 if self._connection is None:
                     self._connection = self._follow()
-                    self._check_history(self._connection)
+                    self.check_history(self._connection)
+                    self._connection.rollback()
                 yield self._connection
             except BaseException:
                 self._unfollow()
@@ -167,7 +170,15 @@ class Follower:
         if self._mark is None or mark > self._mark:
             self._mark = mark
 
-    def _check_history(self, connection: Connection) -> None:
+    def _check_since_last(self, connection: Connection, number: int) -> None:
+        """Check the history before reading on: an older copy may have been restored in place, and
+        have got as many changes since. A standby that has not received all yet is no such copy.
+        """
+        if self._mark is not None and self._mark[0] <= number:
+            self.check_history(connection)
+            connection.rollback()
+
+    def check_history(self, connection: Connection) -> None:
         """Raise StoreUnavailable("behind") when the store lacks what this worker has served.
 
         A standby that was promoted is accepted when it has received all of that.
@@ -179,7 +190,6 @@ class Follower:
             connection.execute(select(table.c.checksum).where(table.c.change == change)).scalar()
             for table in (history, model_orders)
         ]
-        connection.rollback()
         if checksum not in found:
             raise StoreUnavailable(
                 "behind",

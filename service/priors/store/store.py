@@ -239,6 +239,7 @@ class SqlPriorStore:
                 "behind",
                 "another or an older store was put in its place; restart every worker to accept it",
             )
+        self._follower.check_history(connection)
         return change
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+from sqlalchemy import delete, update
 
 from service.contract.members.body import parse_prior
 from service.priors.changes import Replace
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store
+from service.priors.store.schema import history, meta
 from tests.support.eventually import eventually, eventually_async
 from tests.support.priors import following, make_bundle
 from tests.support.server import running
@@ -179,6 +181,37 @@ def test_a_promoted_standby_that_lacks_what_was_served_is_refused_though_it_has_
             assert priors.select(PETS).revision == 2
 
     asyncio.run(main())
+
+
+def test_an_older_copy_restored_in_place_is_found_though_it_has_more_changes_by_now(store_url):
+    """As after a restore while a replica was stopped; connections stay open."""
+    frozen, other = open_store(store_url), open_store(store_url)
+    frozen.open()
+    other.open()
+
+    def write(store, name, lynx):
+        change = Replace(name, body(lynx), PETS.class_digest)
+        return store.write("pets", name, change, by="me", after=-1).entry.change
+
+    write(other, "default", 1)
+    assert write(other, "lost", 2) == 2
+    assert [each.change for each in frozen.newest().entries] == [1, 2]
+    with other.database.transaction() as connection:
+        connection.execute(delete(history).where(history.c.change > 1))
+        connection.execute(update(meta).values(change=1))
+    other.close()
+    other = open_store(store_url)  # a replica that started after the restore
+    other.open()
+    write(other, "default", 3)
+    assert write(other, "default", 4) == 3
+    with pytest.raises(StoreUnavailable, match="does not contain change 2"):
+        write(frozen, "lost", 5)
+    for _again in range(2):
+        with pytest.raises(StoreUnavailable, match="does not contain change 2"):
+            frozen.since(2)
+    assert other.since(2).number == 3  # it has served nothing else
+    frozen.close()
+    other.close()
 
 
 def test_a_standby_is_followed_and_writes_go_to_its_primary(pair):
