@@ -30,6 +30,8 @@ MAX_COST = 1e12
 """Largest cost: sums of costs times probabilities stay exact to a few digits."""
 MIN_LARGEST_COST = 1e-12
 """The largest cost of a prior is at least this: products with small probabilities stay above 0."""
+MAX_RATIO = 1e8
+"""Where one cost is more than this many times another, differences of sums would lose digits."""
 REJECTED = -1
 """The index of a decision to leave a row undecided."""
 
@@ -75,6 +77,8 @@ class Costs:
     miss: Vector | None = field(default=None, repr=False)
     pairs: _Pairs | None = field(default=None, repr=False)
     matrix: Vector | None = field(default=None, repr=False)
+    is_wide: bool = False
+    """Whether costs without pairs or a matrix differ by more than MAX_RATIO."""
 
     @property
     def nbytes(self) -> int:
@@ -103,6 +107,10 @@ class Costs:
         assert self.miss is not None
         missed = posterior * self.miss
         expected: Vector = missed.sum(axis=1, keepdims=True) - missed
+        if self.is_wide:  # the largest entry hides the others in the sum: that one leaves it out
+            largest = missed.argmax(axis=1)[:, None]
+            np.put_along_axis(missed, largest, 0.0, axis=1)
+            np.put_along_axis(expected, largest, missed.sum(axis=1, keepdims=True), axis=1)
         pairs = self.pairs
         if pairs is not None:
             step = max(1, _CHUNK_CELLS // len(pairs.true))
@@ -191,7 +199,19 @@ def resolve_costs(body: CostsBody, class_names: Sequence[str], faults: list[Faul
         return None
     if _too_small(max(float(miss.max()), *found.values(), 0.0), faults):
         return None
-    return _of_pairs(miss, found, body.reject)
+    is_wide = _is_wide([*miss[miss > 0].tolist(), *found.values(), body.reject or 0.0])
+    if is_wide and found and len(class_names) > MAX_MATRIX_CLASSES:
+        much = f"the largest cost is more than {MAX_RATIO:g} times the smallest above 0"
+        where = f"too much beside pairs of more than {MAX_MATRIX_CLASSES} classes"
+        faults.append(("costs.pairs", f"{much}, {where}; raise the smallest, or make it 0"))
+        return None
+    return _of_pairs(miss, found, body.reject, is_wide=is_wide)
+
+
+def _is_wide(costs: list[float]) -> bool:
+    """Whether one cost is more than MAX_RATIO times another that is above 0."""
+    positive = [cost for cost in costs if cost > 0]
+    return max(positive) > MAX_RATIO * min(positive)
 
 
 def _too_small(largest: float, faults: list[Fault]) -> bool:
@@ -252,13 +272,20 @@ def _miss(
     return miss
 
 
-def _of_pairs(miss: Vector, found: Mapping[tuple[int, int], float], reject: float | None) -> Costs:
+def _of_pairs(
+    miss: Vector,
+    found: Mapping[tuple[int, int], float],
+    reject: float | None,
+    *,
+    is_wide: bool,
+) -> Costs:
+    """The costs of misses and pairs. is_wide: as `_is_wide` says; a matrix then loses no digits."""
     classes = len(miss)
     if not found:
-        return Costs(reject, miss=miss)
+        return Costs(reject, miss=miss, is_wide=is_wide)
     true, decided = np.array(list(found), np.int64).T
     cost = np.fromiter(found.values(), np.float64, len(found))
-    if classes <= MAX_MATRIX_CLASSES and len(found) > _DENSE_SHARE * classes:
+    if classes <= MAX_MATRIX_CLASSES and (is_wide or len(found) > _DENSE_SHARE * classes):
         matrix = np.repeat(miss[:, None], classes, axis=1)
         np.fill_diagonal(matrix, 0.0)
         matrix[true, decided] = cost

@@ -104,6 +104,27 @@ def test_sparse_pairs_agree_with_the_definition_in_every_chunk(monkeypatch):
     agree(costs, rng.dirichlet(np.ones(30), 40), matrix)
 
 
+@pytest.mark.parametrize("reject", [4e-5, 6e-5])
+@pytest.mark.parametrize("pairs", [[], [["cat", "dog", 1e-4]]])
+def test_costs_of_very_different_sizes_decide_by_the_small_ones_too(pairs, reject):
+    """Their sums would lose the small ones: the double next to 5e11 is 6e-5 away."""
+    costs = costs_of(
+        {"miss": {"cat": 1e12, "lynx": 1e-4, "dog": 1e-4}, "pairs": pairs, "reject": reject}
+    )
+    to_dog = pairs[0][2] if pairs else 1e12
+    matrix = [[0, 1e12, to_dog], [1e-4, 0, 1e-4], [1e-4, 1e-4, 0]]
+    agree(costs, P, matrix, reject)
+
+
+def test_pairs_of_many_classes_whose_sums_would_lose_digits_are_refused():
+    names = [f"n{i}" for i in range(MAX_MATRIX_CLASSES + 1)]
+    rare = {"miss": {"n1": 1e12}, "reject": 1e-3}
+    assert costs_of(rare, names).decide(np.eye(len(names))[:2]).index.tolist() == [0, 1]
+    message = faults_of({**rare, "pairs": [["n1", "n2", 1.0]]}, names)["costs.pairs"]
+    assert "more than 1e+08 times the smallest above 0" in message
+    assert "raise the smallest, or make it 0" in message
+
+
 def test_many_classes_take_sparse_pairs_in_memory_that_grows_with_the_pairs():
     names = [f"c{i}" for i in range(20_000)]
     costs = costs_of({"pairs": [["c1", "c0", 50.0]], "reject": 2.0}, names)
