@@ -230,6 +230,8 @@ class _Folder:
         self._path = path
         self._blocks: list[tuple[Series, int, int]] = []
         self._read_bytes = 0
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the data: no other file can have them while it is mapped."""
         self._data: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def read(self) -> Iterator[tuple[Series, Cells]]:
@@ -248,7 +250,10 @@ class _Folder:
                 yield series, np.frombuffer(self._data[start:stop].tobytes(), np.float64)
 
     def _read_on(self) -> None:
-        index = self._path / "cells.jsonl"
+        index, data = self._path / "cells.jsonl", (self._path / "cells.bin").stat()
+        if self._file != (data.st_dev, data.st_ino):  # the folder was removed and made again
+            self._file = data.st_dev, data.st_ino
+            self._blocks, self._read_bytes, self._data = [], 0, np.empty(0, np.uint8)
         if index.stat().st_size < self._read_bytes:  # an unfinished line was removed
             self._blocks, self._read_bytes = [], 0
         with index.open("rb") as file:

@@ -98,6 +98,18 @@ def test_what_is_mapped_is_still_shown_when_files_cannot_be_opened(tmp_path, tal
     assert cells.tolist() == [4]
 
 
+def test_the_counts_of_a_folder_that_was_removed_and_made_again_are_the_new_ones(
+    tmp_path, tally_in
+):
+    """As of a version that is loaded again after its counts were removed."""
+    reader = TallyReader()
+    for count in (5.0, 1.0):
+        tally_in(tmp_path / "own").cells("family", LABELS)[0] = count
+        ((shown,),) = reader.merged([tmp_path / "own"]).values()
+        assert shown == count
+        shutil.rmtree(tmp_path / "own")
+
+
 def test_a_scrape_shows_numbers_that_are_in_memory_only(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     folder = RunFolder(tmp_path / "file" / "run")
