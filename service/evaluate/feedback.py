@@ -142,7 +142,8 @@ class Feedback:
         for name, version, found in self._answers.files():
             if model not in (None, name) or not len(found):
                 continue
-            names = self._classes_of(name, version) or ()
+            known = self._classes_of(name, version)
+            names = known or ()
             places = {each: at for at, each in enumerate(names)}
             labelled: list[Rows] = []
             for row in self._rows_with(ids, found):
@@ -157,6 +158,9 @@ class Feedback:
                         reason = (
                             f"model '{name}' has no class '{item.label[:60]}'; expected one of its "
                             "class_names"
+                            if known is not None
+                            else f"version {version} of model '{name}' is not loaded here now; "
+                            "load it, or send it a request, and then send this label again"
                         )
                         taken.faults.append(
                             {"request_id": item.request_id, "row": item.row, "reason": reason}

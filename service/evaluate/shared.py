@@ -149,9 +149,16 @@ class SharedAnswers:
             for number, model, version, stored in found:
                 labels = _labels_in(stored)
                 for held in (new, self._labels):
-                    before = held.get((model, version), labels[:0])
+                    before = held.pop((model, version), labels[:0])  # the newest stand last
                     held[model, version] = np.concatenate([before, labels])[-MAX_LABELS:]
                 self._last_label = number
+        much = sum(map(len, self._labels.values())) - MAX_LABELS
+        while much > 0:
+            of = next(iter(self._labels))
+            labels = self._labels.pop(of)
+            if len(labels) > much:
+                self._labels = {of: labels[much:], **self._labels}
+            much -= len(labels)
         return new
 
     def _bound(self) -> None:

@@ -121,10 +121,8 @@ class _Trouble:
 
 def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | None:
     """POST an announcement. Returns what went wrong, or None when the receiver accepted it."""
+    request = _Request(url, body, headers=headers_of(body, delivery, secret), method="POST")
     try:
-        request = urllib.request.Request(  # noqa: S310 - settings accept http and https only
-            url, body, headers=headers_of(body, delivery, secret), method="POST"
-        )
         with _OPENER.open(request, timeout=ANSWER_SECONDS):
             return None
     except urllib.error.HTTPError as error:
@@ -135,6 +133,8 @@ def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | 
         # no connection, no answer in time, or an answer that is not HTTP
         words = " ".join(str(error).split())[:200]
         return _Trouble(words or type(error).__name__, may_pass=True)
+    finally:
+        request.forget_timer()
 
 
 def headers_of(body: bytes, delivery: str, secret: bytes) -> dict[str, str]:
@@ -155,48 +155,67 @@ def signature(body: bytes, moment: str, secret: bytes) -> str:
     return hmac.new(secret, moment.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-class _Bounded(http.client.HTTPConnection):
-    """A connection that ends after ANSWER_SECONDS: a socket's own timeout starts again at each
-    read.
+class _Request(urllib.request.Request):
+    """A request whose connection ends after ANSWER_SECONDS: a socket's own timeout starts again at
+    each read.
     """
+
+    _timer: threading.Timer | None = None
+
+    def end_later(self, connection: socket.socket) -> None:
+        """End a connection that is still open after ANSWER_SECONDS."""
+
+        def end() -> None:
+            with contextlib.suppress(OSError):  # it was closed in time
+                connection.shutdown(socket.SHUT_RDWR)
+
+        self._timer = threading.Timer(ANSWER_SECONDS, end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def forget_timer(self) -> None:
+        """End the timer's thread: many quick attempts would keep as many of them."""
+        if self._timer is not None and self._timer.is_alive():
+            self._timer.cancel()
+            self._timer.join()
+
+
+class _Bounded(http.client.HTTPConnection):
+    """A connection of a _Request."""
+
+    def __init__(self, *args: Any, request: _Request, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._request_made = request
 
     def connect(self) -> None:
         """Connect, and set the timer."""
         super().connect()
-        _end_later(self.sock)
+        self._request_made.end_later(self.sock)
 
 
 class _BoundedTLS(http.client.HTTPSConnection):
-    """A TLS connection that ends after ANSWER_SECONDS."""
+    """A TLS connection of a _Request."""
+
+    def __init__(self, *args: Any, request: _Request, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._request_made = request
 
     def connect(self) -> None:
         """Connect, and set the timer."""
         super().connect()
-        _end_later(self.sock)
-
-
-def _end_later(connection: socket.socket) -> None:
-    """End a connection that is still open after ANSWER_SECONDS."""
-
-    def end() -> None:
-        with contextlib.suppress(OSError):  # it was closed in time
-            connection.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(ANSWER_SECONDS, end)
-    timer.daemon = True
-    timer.start()
+        self._request_made.end_later(self.sock)
 
 
 class _Http(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """Open a URL of http."""
-        return self.do_open(_Bounded, req)
+        return self.do_open(partial(_Bounded, request=req), req)  # type: ignore[arg-type]
 
 
 class _Https(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """Open a URL of https."""
-        return self.do_open(_BoundedTLS, req)
+        return self.do_open(partial(_BoundedTLS, request=req), req)  # type: ignore[arg-type]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

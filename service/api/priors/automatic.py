@@ -55,14 +55,20 @@ class AutomaticSteps:
 
     def take(self, bundle: Bundle, automatic: Automatic) -> None:
         """Take a step. Call it from a thread, not on the event loop; a refusal is logged."""
-        step = self._step(bundle, automatic)
+        step = asyncio.run_coroutine_threadsafe(self._step(bundle, automatic), self._loop)
         try:
-            asyncio.run_coroutine_threadsafe(step, self._loop).result(STEP_SECONDS)
+            step.result(STEP_SECONDS)
         except StaleRevision:
             pass  # the prior has just been changed: the next step starts from the new one
+        except TimeoutError:
+            step.cancel()  # otherwise it would be stored later, from an estimate that is old then
+            logger.warning(
+                "the automatic step of prior %r of model %r did not end within %g s and is given "
+                "up; GET its revisions to see whether it was stored all the same",
+                automatic.prior, bundle.name, STEP_SECONDS,
+            )  # fmt: skip
         except (
             TooManyFlips, StoreUnavailable, InvalidPrior, PriorConflict, PriorDoesNotFit,
-            TimeoutError,
         ) as error:  # fmt: skip
             logger.warning(
                 "the automatic step of prior %r of model %r was refused and not stored; adopt the "

@@ -64,7 +64,7 @@ class LoopTurns:
         self._loop.call_later(delay_seconds, self._begin)
 
     def stop(self) -> None:
-        """End the sampling thread."""
+        """End the measuring and the sampling thread."""
         self._stopped.set()
         if self._note_collection in gc.callbacks:
             gc.callbacks.remove(self._note_collection)
@@ -75,6 +75,8 @@ class LoopTurns:
         yield "priordial_loop_work_seconds", {}, self.longest_work_seconds
 
     def _begin(self) -> None:
+        if self._stopped.is_set():
+            return
         self._plan()
         gc.callbacks.append(self._note_collection)
         threading.Thread(target=self._sample, name="loop turns", daemon=True).start()
@@ -87,6 +89,8 @@ class LoopTurns:
         self._loop.call_later(TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
+        if self._stopped.is_set():
+            return
         worked = time.thread_time() - self._worked
         late = time.monotonic() - self._due
         late -= self._waited_for_processor() - self._waited

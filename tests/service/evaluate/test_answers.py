@@ -165,6 +165,16 @@ def test_feedback_labels_rows_of_any_worker_and_says_what_it_did(two_workers):
     assert feedback.take(items[:1], model="another")[0].unknown == 1
 
 
+def test_a_label_for_a_version_that_is_not_loaded_says_so(two_workers):
+    bundle = make_bundle()
+    one, _ = two_workers
+    one.of(bundle).note(answered("a"))
+    one.flush()
+    taken, _ = Feedback(one, lambda *_: None).take([Item("a", 0, bundle.class_names[0], None)])
+    assert taken.accepted == 0
+    assert "is not loaded here now; load it" in taken.faults[0]["reason"]
+
+
 def test_answers_that_are_too_old_are_no_longer_found(two_workers, tmp_path):
     bundle = make_bundle()
     one, _ = two_workers

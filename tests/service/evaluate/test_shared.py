@@ -132,6 +132,18 @@ def test_after_a_restart_answers_and_labels_are_there_once(store, tmp_path):
     assert third.ids() == ["a", "b", "c", "d"]
 
 
+def test_the_labels_of_all_versions_together_are_bounded(store, monkeypatch):
+    monkeypatch.setattr(shared, "MAX_LABELS", 5)
+    worker = SharedAnswers(store, replica="a", slot=0, workers=1, max_rows=9, seconds=3600.0)
+    labels = np.zeros(3, shared.LABEL)
+    for version in (1, 2, 1, 3):
+        labels["id"] = [f"{version}-{number}" for number in range(3)]
+        worker.add_labels(("pets", version), labels)
+    worker.sync({})
+    kept = {of[1]: held["id"].tolist() for of, held in worker._labels.items()}
+    assert kept == {1: [b"1-1", b"1-2"], 3: [b"3-0", b"3-1", b"3-2"]}
+
+
 def test_the_newest_answers_are_stored_and_old_ones_removed(store, tmp_path):
     one = Worker(store, tmp_path / "a", max_rows=3)
     one.answer(*"abcde")

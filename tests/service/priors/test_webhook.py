@@ -67,6 +67,12 @@ def changed(revision=7):
     return Changed("put", entry, 0.25)
 
 
+def test_an_attempt_that_was_answered_leaves_no_thread(receiver):
+    for status in (200, 500):
+        of_webhook.send(receiver(status).url, b"secret", changed())
+        assert not [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+
+
 def announce(url, changes, *, until, pauses=(0.0, 0.0)):
     async def go():
         webhook = Webhook(url, SECRET, pauses=pauses)

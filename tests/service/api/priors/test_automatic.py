@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from service.api.priors import automatic as of_automatic
 from service.api.priors.automatic import AutomaticSteps
 from service.contract.automatic import AUTHOR, AutoAdopt, Step
 from service.contract.members.body import parse_prior
@@ -90,3 +91,20 @@ def test_a_step_that_would_flip_too_many_answers_is_refused_and_logged(sqlite_ur
         assert "was refused" in caplog.text
 
     scenario(sqlite_url, pets, run, max_flip_share=0.1, logits=logits)
+
+
+def test_a_step_that_takes_too_long_is_given_up_and_not_stored_later(
+    sqlite_url, pets, caplog, monkeypatch
+):
+    monkeypatch.setattr(of_automatic, "STEP_SECONDS", 0)
+
+    async def run(priors, steps, announced):
+        async with steps._insight._flipping.turn():  # the step must wait
+            await asyncio.to_thread(steps.take, pets, automatic(1))
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*left, return_exceptions=True)
+        assert priors.newest("pets", "default").revision == 1
+        assert announced == []
+        assert "did not end within 0 s and is given up" in caplog.text
+
+    scenario(sqlite_url, pets, run, logits=np.zeros((9, 3), np.float32))

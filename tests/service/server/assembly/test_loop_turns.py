@@ -37,6 +37,21 @@ def compute(seconds):
         pass
 
 
+def test_nothing_is_measured_after_the_end_even_where_the_loop_goes_on():
+    async def main():
+        for turns_until_the_end in (0, 3):
+            turns = LoopTurns()
+            turns.start(delay_seconds=0)
+            for _ in range(turns_until_the_end):
+                await asyncio.sleep(0)
+            turns.stop()
+            gone = weakref.ref(turns)
+            del turns
+            await eventually_async(lambda gone=gone: gone() is None)
+
+    asyncio.run(main())
+
+
 def test_a_callback_that_holds_the_loop_is_measured_as_its_own_work_and_named(caplog):
     def held_by_a_callback(_):
         compute(0.3)
