@@ -43,6 +43,8 @@ class Follower:
         self._fleet = 1
         self._mark: tuple[int, str] | None = None
         """The newest change that was read, and the checksum of its row."""
+        self._read_to = -1
+        """The change number up to which the history was read last."""
         self._last_read: tuple[int, int] | None = None
         """SQLite's data_version before the change number was last read, and that number."""
 
@@ -174,9 +176,12 @@ class Follower:
         """Check the history before reading on: an older copy may have been restored in place, and
         have got as many changes since. A standby that has not received all yet is no such copy.
         """
+        if number == self._read_to:
+            return
         if self._mark is not None and self._mark[0] <= number:
             self.check_history(connection)
             connection.rollback()
+        self._read_to = number
 
     def check_history(self, connection: Connection) -> None:
         """Raise StoreUnavailable("behind") when the store lacks what this worker has served.
