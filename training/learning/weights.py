@@ -122,6 +122,12 @@ def start_from(
         weights.class_names is None or tuple(weights.class_names) == tuple(class_names)
     ):
         new |= {name: found[name] for name in head}
+    elif rows and _is_inner_layer(found.get(f"{last}.weight"), len(weights.class_names or ())):
+        raise WrongUse(
+            f"--init: {last}.weight is {list(found[f'{last}.weight'].shape)}, which is not a row "
+            f"for each of the {len(weights.class_names or ())} classes of that model, so it is "
+            "another layer there; give weights of the same --network"
+        )
     elif rows and all(
         name in found and found[name].shape[1:] == own[name].shape[1:] for name in head
     ):
@@ -140,6 +146,11 @@ def start_from(
         )
     network.load_state_dict(new, strict=False)
     return said
+
+
+def _is_inner_layer(weight: Tensor | None, classes: int) -> bool:
+    """Whether a model of that many classes cannot end in the layer with this weight."""
+    return weight is not None and weight.shape[:1] != (classes,)
 
 
 def _rows(before: Sequence[str] | None, now: Sequence[str]) -> list[tuple[int, int]]:

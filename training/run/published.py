@@ -295,6 +295,11 @@ def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, 
     if direction in ("forward", "backward") and ratio:
         return _shifted(model, rows, direction, ratio)
     prior = prior_of(model.bundle, target)
+    if prior.costs is not None:
+        say(
+            f"--target {target}: the scores are of the most probable class and leave out the "
+            "prior's costs; `training score` has the decisions by cost"
+        )
     return rows, prior.log_target, prior.log_source
 
 
@@ -302,13 +307,14 @@ def prior_of(bundle: Bundle, target: str, *, flag: str = "--target") -> Prior:
     """Return the prior that a flag names.
 
     target: uniform, training, or a JSON file of a target or a whole prior. flag: for messages.
-    Raises WrongUse when the file cannot be read or does not fit the model.
+    Raises WrongUse when the file cannot be read or does not fit the model, or has a context or
+    schedule.
     """
     body: dict[str, Any] = {"target": target}
     if target not in ("uniform", "training"):
         body = _read_prior(Path(target), flag=flag)
     try:
-        return resolve_prior(
+        prior = resolve_prior(
             parse_prior(body),
             class_names=bundle.class_names,
             class_counts=bundle.class_counts,
@@ -317,6 +323,13 @@ def prior_of(bundle: Bundle, target: str, *, flag: str = "--target") -> Prior:
         )
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         raise WrongUse(f"{flag} {target}: {error}") from error
+    if prior.switch is not None:
+        raise WrongUse(
+            f"{flag} {target}: its context or schedule leads to other stored priors, which only "
+            "the service has; give the prior that applies to these rows, or leave out context and "
+            "schedule to use this one"
+        )
+    return prior
 
 
 def _shifted(
@@ -337,6 +350,13 @@ def _shifted(
             "give uniform or a JSON file"
         )
     counts = np.asarray(model.bundle.class_counts)
+    absent = np.flatnonzero(counts_of(rows.labels, model.num_classes) == 0)
+    if len(absent):
+        raise WrongUse(
+            f"--target {direction}-{ratio}: {len(absent)} of {model.num_classes} classes have no "
+            f"row in this split (the first is '{model.bundle.class_names[absent[0]]}'), so it "
+            "cannot be resampled to that mix; give rows of every class, or another target"
+        )
     kept = rows.take(shifted_rows(rows.labels, direction=direction, ratio=k, class_counts=counts))
     own = counts_of(kept.labels, model.num_classes)
     return kept, np.log(own / own.sum()), model.log_source_prior()

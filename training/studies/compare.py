@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training.data.dataset import Dataset
-from training.faults import BadData, WrongUse
+from training.faults import BadData, RunFailed, WrongUse
 from training.loop.checkpoint import CHANGED, filled
 from training.loop.interrupt import Interrupted
 from training.loop.last_layer import features_of, last_layer
@@ -123,7 +123,7 @@ class OneRun:
 
         label: what the lines of its progress begin with, if other runs are trained at the same
         time. Returns the seconds that it took; None in all processes but the first. Raises
-        Interrupted, which names the run.
+        Interrupted and RunFailed, which name the run.
         """
         checkpoint = checkpoint_path(self.out / "runs", self.run, self.seed)
         try:
@@ -142,6 +142,11 @@ class OneRun:
             )
         except Interrupted as stopped:
             raise Interrupted(f"{self.name}: {stopped}") from None
+        except RunFailed as failed:
+            raise RunFailed(
+                f"{self.name}: {failed}\nThe finished runs are kept; without this method in "
+                "--methods, the same command goes on with the others"
+            ) from failed
         if outcome is None:
             return None
         outcome.save(self.outcome)

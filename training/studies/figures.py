@@ -112,10 +112,10 @@ def by_class(document: Document) -> str:
     figure, (axes,) = charts(width=8.2, height=4.0)
     for index, name in enumerate(shown(document)):
         values = document["methods"][name]["per_class"]
-        errors = np.array([np.nan if v is None else v for v in values])
+        errors = [[values[i] for i in group if values[i] is not None] for group in order]
         axes.plot(
             range(len(order)),
-            [100 * float(np.nanmean(errors[group])) for group in order],
+            [100 * float(np.mean(group)) if group else np.nan for group in errors],
             marker="o",
             markersize=3.5,
             color=PALETTE[index],

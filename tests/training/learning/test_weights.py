@@ -35,6 +35,13 @@ def test_classes_keep_their_rows_by_name_and_new_ones_start_afresh(tmp_path):
     assert "2 classes keep their weights, 1 start from random ones" in said
 
 
+def test_an_inner_layer_of_another_network_is_never_taken_for_the_classes(tmp_path):
+    deeper = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+    save(deeper, ("cat", "dog"), tmp_path / "weights.pt")
+    with pytest.raises(WrongUse, match=r"0.weight is \[5, 2\].* 2 classes.* same --network"):
+        start_from(nn.Sequential(nn.Linear(2, 3)), read(tmp_path), "0", ("ant", "cat", "dog"))
+
+
 @pytest.mark.parametrize("prefix", ["module.", "model."])
 def test_a_state_dict_of_others_is_found_under_wrapped_names(tmp_path, prefix):
     trained = network()

@@ -100,6 +100,35 @@ def test_evaluate_finds_the_validation_rows_that_fit_set_aside(command, fitted, 
     assert scores["per_class"] == fitted["validation"]["per_class"]
 
 
+def test_evaluate_says_what_of_a_prior_it_leaves_out(command, fitted, own_npz, tmp_path):
+    folder, prior = folder_of(fitted), tmp_path / "prior.json"
+    flags = ("evaluate", folder, "--data", f"npz:{own_npz}", "--target", prior)
+    prior.write_text('{"target": "uniform", "costs": {"miss": {"kind 0": 9}}}', encoding="utf-8")
+    code, _, err = command(*flags)
+    assert code == 0
+    assert "leave out the prior's costs" in err
+    prior.write_text('{"context": {"site": {"north": "winter"}}}', encoding="utf-8")
+    code, _, err = command(*flags)
+    assert code == 2
+    assert "its context or schedule leads to other stored priors" in err
+
+
+def test_a_split_without_a_class_is_not_resampled_and_the_class_is_named(
+    command, fitted, own_npz, tmp_path
+):
+    data = dict(np.load(own_npz))
+    kept = data["y_test"] != 1
+    data["x_test"], data["y_test"] = data["x_test"][kept], data["y_test"][kept]
+    np.savez(tmp_path / "gap.npz", **data)
+    code, _, err = command(
+        *("evaluate", folder_of(fitted), "--data", f"npz:{tmp_path / 'gap.npz'}"),
+        *("--target", "backward-5"),
+    )
+    assert code == 2
+    assert "the first is 'kind 1'" in err
+    assert "--target backward-5" in err
+
+
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(command, own_npz, tmp_path):
     def model_bytes(seed):
         result = fit(command, own_npz, tmp_path, "--seed", seed)

@@ -13,7 +13,7 @@ import torch
 
 from service.contract.adjustment import log_softmax
 from service.contract.shift.label_shift import NotConverged
-from training.faults import WrongUse
+from training.faults import RunFailed, WrongUse
 from training.loop.interrupt import Interrupted
 from training.loop.processes import Processes
 from training.run.recipe import Recipe
@@ -325,6 +325,19 @@ def test_an_estimate_that_is_refused_leaves_a_gap_and_not_a_failure(done, tmp_pa
     document, _ = compared(tmp_path, methods="erm", seeds=1)
     assert document["curves"][0]["shifted"]["uniform"]["estimated target"] is None
     assert document["curves"][0]["shifted"]["uniform"]["none"] is not None
+
+
+def test_a_run_that_diverges_is_named_with_how_to_go_on_without_it(tmp_path):
+    with pytest.raises(RunFailed, match=r"^erm, seed 0: the loss is[^\n]*\n.*without this method"):
+        compared(tmp_path, methods="erm", seeds=1, recipe=replace(RECIPE, steps=30, lr=1e6))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_a_test_row_is_a_gap_in_the_figure_and_no_warning(done):
+    document = json.loads(json.dumps(done[1]))
+    for method in document["methods"].values():
+        method["per_class"][3] = None
+    assert "nan" not in comparison_figures.by_class(document).lower()
 
 
 def test_a_finished_run_is_read_back_as_it_was(done):

@@ -226,6 +226,8 @@ def _types(path: Path, reading: Reading, found: "pa.Schema") -> "dict[str, pa.Da
 
     if path.suffix.lower() == ".csv" and not (reading.columns or reading.spec.columns):
         check_first_line(path, found.names)
+    _check_kept(path, found.names, reading)  # here, where all columns are known
+    feature_names(path, found.names, reading)
     dtypes = _dtypes(reading, found.names)
     types: dict[str, pa.DataType] = {}
     for name in (each for each in dtypes if each in found.names):

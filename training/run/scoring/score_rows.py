@@ -55,9 +55,16 @@ def score_rows(
     sources = find_sources(place)
     _check_out(out, sources)
     _check_kept(keep, (*scorer.columns(), ERROR) if skip_broken else scorer.columns())
+    features = _columns(columns, scorer.trained_columns())
+    taken = next((name for name in leave_out if name in (features or ())), None)
+    if taken is not None:
+        raise WrongUse(
+            f"--leave-out {taken}: the model takes this column; leave out the flag, or name the "
+            "features with --columns"
+        )
     reading = Reading(
         spec=scorer.model.bundle.input,
-        columns=_columns(columns, scorer.trained_columns()),
+        columns=features,
         keep=tuple(keep),
         leave_out=tuple(leave_out),
         array=array,

@@ -62,12 +62,6 @@ class Scorer:
         bundle = self.model.bundle
         self.tau = bundle.tau if scoring.tau is None else checked_tau(scoring.tau)
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
-        if self.prior.switch is not None:
-            raise WrongUse(
-                f"--prior {scoring.prior}: its context or schedule leads to other stored priors, "
-                "which only the service has; give the prior that applies to these rows, or leave "
-                "out context and schedule to use this one"
-            )
         if self.tau and self.prior.log_source is None:
             raise WrongUse(
                 f"{scoring.model} has no class_counts, so its source prior is unknown; "

@@ -159,6 +159,45 @@ def test_columns_are_found_by_name_kept_columns_are_carried_and_the_missing_one_
         score_rows(str(path), tmp_path / "b.parquet", Scoring(model=model), columns=COLUMNS)
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_without_a_column_is_refused_with_all_the_columns_that_it_has(
+    model, rows, tmp_path, form, skip
+):
+    path = written(tmp_path, rows[:5], form)
+    names = COLUMNS[:-1]
+    columns = [*names, "last", "id"]
+    for wrong, keep in ((columns, ()), ([*COLUMNS, "id"], ("number",)), (["v"], ())):
+        table = pa.table({name: np.arange(5.0) for name in wrong})
+        if form == "csv":
+            csv.write_csv(table, path)
+        elif form == "jsonl":
+            path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+        else:
+            parquet.write_table(table, path)
+        with pytest.raises(WrongUse, match=f"it has {', '.join(wrong)}$"):
+            score_rows(
+                str(path),
+                tmp_path / "out.parquet",
+                Scoring(model=model),
+                columns=COLUMNS,
+                keep=keep,
+                skip_broken=skip,
+            )
+
+
+def test_a_column_that_the_model_takes_is_not_left_out(model, rows, tmp_path):
+    path = written(tmp_path, rows, "csv")
+    with pytest.raises(WrongUse, match=f"--leave-out {COLUMNS[0]}: the model takes this column"):
+        score_rows(
+            str(path),
+            tmp_path / "out.parquet",
+            Scoring(model=model),
+            columns=COLUMNS,
+            leave_out=("extra", COLUMNS[0]),
+        )
+
+
 def test_rows_behind_a_quotation_mark_that_is_not_closed_are_not_lost(model, rows, tmp_path):
     path, out = tmp_path / "own.csv", tmp_path / "out.parquet"
     table = table_of(rows).append_column("note", pa.array(["none"] * ROWS))
