@@ -15,7 +15,8 @@ A scrape after the last answer of a version must still find that answer counted.
 
 
 class VersionTallies:
-    """One tally for each model version of a worker. Used from the event loop.
+    """One tally for each model version of a worker. Used from the event loop, but `fault` and
+    `in_memory` from any thread.
 
     The counts of a retired version can therefore be removed without affecting the others.
     """
@@ -32,7 +33,8 @@ class VersionTallies:
     @property
     def fault(self) -> str | None:
         """Why some counts are in memory only; None while all are in files."""
-        return next((tally.fault for tally, _ in self._used.values() if tally.fault), None)
+        used = list(self._used.values())  # in one step: a scrape's thread asks while models load
+        return next((tally.fault for tally, _ in used if tally.fault), None)
 
     def use(self, bundle: Bundle) -> Tally:
         """Return the tally of a version, with its earlier counts, until `leave`.
@@ -65,7 +67,8 @@ class VersionTallies:
 
     def in_memory(self) -> list[tuple[Series, Cells]]:
         """Return the blocks that no file holds."""
-        tallies = [*(tally for tally, _ in self._used.values()), *self._unused.values()]
+        used, unused = list(self._used.values()), list(self._unused.values())  # as above
+        tallies = [*(tally for tally, _ in used), *unused]
         return [block for tally in tallies if tally is not None for block in tally.in_memory()]
 
     def close(self) -> None:

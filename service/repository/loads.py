@@ -136,8 +136,12 @@ class Loads(Generic[T]):
             self._known[key].leave()
 
     def hanging(self) -> list[str]:
-        """The loads that exceeded their time limit and still run, as 'NAME version N'."""
-        return [each.what for each in self._known.values() if each.hangs]
+        """The loads that exceeded their time limit and still run, as 'NAME version N'.
+
+        For any thread.
+        """
+        known = list(self._known.values())  # in one step: loads begin and end meanwhile
+        return [each.what for each in known if each.hangs]
 
     def close(self) -> None:
         """Start no further loads, and let idle threads end."""

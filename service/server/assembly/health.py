@@ -63,7 +63,7 @@ class ServiceHealth:
     def _why_no_model(self) -> str:
         if self._mirror is not None and self._mirror.fault is not None:
             return f"no model is served yet, and it is tried again: {self._mirror.fault}"
-        for reason in self._repository.faults.values():
+        for reason in list(self._repository.faults.values()):  # a scrape asks while models load
             return f"no model is served: {reason}; correct this, then load the model again"
         for reason in self._repository.misplaced():
             return f"no model is served: {reason}; move it, and load the model (SIGHUP)"

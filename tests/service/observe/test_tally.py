@@ -12,6 +12,8 @@ import pytest
 from service.observe.metrics import Arrived, Metrics
 from service.observe.run_folder import RunFolder
 from service.observe.tally import Tally, TallyReader
+from service.observe.version_tallies import VersionTallies
+from tests.support.priors import make_bundle
 
 LABELS = {"route": "/predict"}
 
@@ -108,6 +110,28 @@ def test_the_counts_of_a_folder_that_was_removed_and_made_again_are_the_new_ones
         ((shown,),) = reader.merged([tmp_path / "own"]).values()
         assert shown == count
         shutil.rmtree(tmp_path / "own")
+
+
+def test_a_scrape_reads_the_versions_while_others_are_loaded(tmp_path, tally_in):
+    versions = VersionTallies(RunFolder(tmp_path))
+
+    class Interrupted(tuple):
+        """A use of a version; whoever looks at it, is stopped there, while another is loaded."""
+
+        __slots__ = ()
+
+        def __iter__(self):
+            versions.use(make_bundle(name=f"late-{len(versions._used)}"))
+            return super().__iter__()
+
+    for number in range(2):
+        folder = tmp_path / str(number)
+        versions._used[folder] = Interrupted((tally_in(folder), 1))
+    assert versions.fault is None
+    assert versions.in_memory() == []
+    for number in range(2):
+        del versions._used[tmp_path / str(number)]
+    versions.close()
 
 
 def test_a_scrape_shows_numbers_that_are_in_memory_only(tmp_path):

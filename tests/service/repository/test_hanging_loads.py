@@ -65,6 +65,22 @@ def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplo
     assert "a version 1, which had timed out, has ended" in caplog.text
 
 
+def test_hanging_loads_are_told_to_a_scrape_while_others_begin():
+    """Whoever looks at this load, is stopped there, while another begins."""
+
+    class Interrupted:
+        what = "odd"
+
+        @property
+        def hangs(self):
+            loads._known["late", len(loads._known)] = loads._known["a", 0]
+            return True
+
+    loads = Loads(seconds=LONG)
+    loads._known.update({("a", number): Interrupted() for number in range(2)})
+    assert loads.hanging() == ["odd", "odd"]
+
+
 def test_a_load_that_was_stopped_with_the_whole_process_has_its_time_anew(released):
     async def go():
         loads = Loads(seconds=BRIEF)
