@@ -178,8 +178,9 @@ class Follower:
         """
         if number == self._read_to:
             return
-        if self._mark is not None and self._mark[0] <= number:
-            self.check_history(connection)
+        mark = self._mark  # read once: a writing thread may note what a standby lacks so far
+        if mark is not None and mark[0] <= number:
+            _check_contains(connection, mark)
             connection.rollback()
         self._read_to = number
 
@@ -188,20 +189,9 @@ class Follower:
 
         A standby that was promoted is accepted when it has received all of that.
         """
-        if self._mark is None:
-            return
-        change, checksum = self._mark
-        found = [
-            connection.execute(select(table.c.checksum).where(table.c.change == change)).scalar()
-            for table in (history, model_orders)
-        ]
-        if checksum not in found:
-            raise StoreUnavailable(
-                "behind",
-                f"its history does not contain change {change}, which this worker has served: an "
-                "older copy, or a standby that had not received it, has taken its place; restart "
-                "every worker to accept it",
-            )
+        mark = self._mark
+        if mark is not None:
+            _check_contains(connection, mark)
 
     def _number(self, connection: Connection) -> int:
         """The change number; on SQLite read only after another connection has committed.
@@ -231,6 +221,22 @@ class Follower:
             return None
         driver: Any = connection.connection.driver_connection
         return int(driver.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _check_contains(connection: Connection, mark: tuple[int, str]) -> None:
+    """Raise StoreUnavailable("behind") when the store lacks a change with this checksum."""
+    change, checksum = mark
+    found = [
+        connection.execute(select(table.c.checksum).where(table.c.change == change)).scalar()
+        for table in (history, model_orders)
+    ]
+    if checksum not in found:
+        raise StoreUnavailable(
+            "behind",
+            f"its history does not contain change {change}, which this worker has served: an "
+            "older copy, or a standby that had not received it, has taken its place; restart "
+            "every worker to accept it",
+        )
 
 
 def _drop(connection: Connection) -> None:

@@ -43,3 +43,24 @@ def test_what_is_written_between_two_queries_of_a_reading_is_read_by_the_next(st
     read = [*first.entries, *again.entries]
     assert known.revision + 2 in [entry.revision for entry in read], "the third is never lost"
     assert [order.wish.loaded for order in (*first.orders, *again.orders)] == [False]
+
+
+def test_what_is_written_in_the_middle_of_a_check_does_not_make_the_store_behind(stores):
+    """A standby has not received it yet; the writing thread notes it at any moment."""
+    followed, other = stores
+    put(other, "first")
+    begin = followed.newest().number
+    put(other, "second")
+    follower = followed._follower
+
+    class Interrupted(tuple):
+        """What was noted last; whoever looks at it, is stopped there, while more is noted."""
+
+        __slots__ = ()
+
+        def __getitem__(self, place):
+            follower._mark = (begin + 9, "not received yet")
+            return super().__getitem__(place)
+
+    follower._mark = Interrupted(follower._mark)
+    assert [entry.note for entry in followed.since(begin).entries] == ["second"]
