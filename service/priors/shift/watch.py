@@ -378,9 +378,9 @@ class ShiftWatch:
         """
         now, bundle, mine, gone = self._now(), one.served.bundle, [], []
         for kept in self._read(bundle.name):
-            if kept.class_digest != bundle.class_digest or kept.kept_at is None:
+            age = kept.age
+            if kept.class_digest != bundle.class_digest or age is None:
                 continue
-            age = now - kept.kept_at
             if age > _RESTORED_FOR:
                 continue
             if kept.keeper == self._keeper:
@@ -428,7 +428,7 @@ class ShiftWatch:
         for kept in self._read(bundle.name, but=self._keeper):
             if kept.class_digest != bundle.class_digest:
                 continue
-            if kept.kept_at is None or self._now() - kept.kept_at > self._alive:
+            if kept.age is None or kept.age > self._alive:
                 continue
             other = estimate_of(bundle, kept.state)
             if other is not None:

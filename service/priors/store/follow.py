@@ -104,10 +104,10 @@ class Follower:
         except dbapi.Error:
             self._unfollow()
 
-    def report(self, worker: str, values: dict[str, Any], *, forget_before: int) -> None:
+    def report(self, worker: str, values: dict[str, Any], *, forget_us: int) -> None:
         """Write what a worker serves, over the open connection: a worker needs only one."""
         with self._following() as connection:
-            self._fleet = write_report(connection, worker, values, forget_before=forget_before)
+            self._fleet = write_report(connection, worker, values, forget_us=forget_us)
 
     def close(self) -> None:
         """Close the connection; the next reading opens another one."""

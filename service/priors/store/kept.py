@@ -6,8 +6,8 @@ needs no migration.
 """
 
 import sqlite3
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -36,9 +36,11 @@ from sqlalchemy import delete as sql_delete
 
 from service.priors.store.checked import is_whole, readable_rows
 from service.priors.store.engine import Database
+from service.priors.store.reports import clock_us, time_us
 from service.priors.store.rows import microseconds, moment
 from service.priors.store.trouble import typed_trouble
 
+_DAY_US = 86_400_000_000
 FORGET_DAYS = 7
 """States that were not renewed for this long are removed."""
 _LOCK = 0x7368696674  # any number: the same in every replica, and not that of the history
@@ -69,6 +71,8 @@ class KeptState:
     state: bytes
     judged: str = "{}"
     kept_at: datetime | None = None
+    age: timedelta | None = field(default=None, compare=False)
+    """How long ago it was stored, by the store's clock; None before it was."""
 
 
 class KeptStates:
@@ -82,11 +86,9 @@ class KeptStates:
 
     def keep(self, kept: KeptState) -> None:
         """Replace the last state of the same keeper."""
-        now = microseconds(datetime.now(UTC))
         mine = (_states.c.model == kept.model) & (_states.c.keeper == kept.keeper)
-        values = {
+        values: dict[str, Any] = {
             "class_digest": kept.class_digest,
-            "kept_us": now,
             "state": self._placed(kept.state),
             "judged": kept.judged,
         }
@@ -95,11 +97,13 @@ class KeptStates:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
             if not self._made:
                 _metadata.create_all(connection)
+            now = clock_us(connection)
+            values["kept_us"] = now
             if connection.execute(update(_states).where(mine).values(values)).rowcount == 0:
                 named = {"model": kept.model, "keeper": kept.keeper}
                 connection.execute(insert(_states).values(**named, **values))
             self._fill(connection, kept, kept.keeper)
-            old = microseconds(datetime.now(UTC) - timedelta(days=FORGET_DAYS))
+            old = now - FORGET_DAYS * _DAY_US
             connection.execute(sql_delete(_states).where(_states.c.kept_us < old))
         self._made = True
 
@@ -111,22 +115,13 @@ class KeptStates:
             wanted = select(*self._columns()).where(
                 (_states.c.model == model) & (_states.c.keeper != but)
             )
+            now = time_us(connection)
             rows = readable_rows(
                 connection.execute(wanted.order_by(_states.c.kept_us.desc())),
                 numbers=(),
                 texts=("model", "keeper", "class_digest", "judged"),
             )
-            return [
-                KeptState(
-                    row.model,
-                    row.keeper,
-                    row.class_digest,
-                    self._state(connection, row),
-                    row.judged,
-                    moment(row.kept_us),
-                )
-                for row in rows
-            ]
+            return [self._kept_in(connection, row, moment(now)) for row in rows]
 
     def take_over(self, kept: KeptState, keeper: str) -> bool:
         """Give a state to another keeper, in place of that keeper's own.
@@ -148,13 +143,25 @@ class KeptStates:
                     model=kept.model,
                     keeper=keeper,
                     class_digest=kept.class_digest,
-                    kept_us=microseconds(datetime.now(UTC)),
+                    kept_us=clock_us(connection),
                     state=self._placed(kept.state),
                     judged=kept.judged,
                 )
             )
             self._fill(connection, kept, keeper)
         return True
+
+    def _kept_in(self, connection: Connection, row: Row[Any], now: datetime) -> KeptState:
+        kept_at = moment(row.kept_us)
+        return KeptState(
+            row.model,
+            row.keeper,
+            row.class_digest,
+            self._state(connection, row),
+            row.judged,
+            kept_at=kept_at,
+            age=now - kept_at,
+        )
 
     # ---- long states
 

@@ -6,7 +6,6 @@ first answers are stored, so a store of an earlier version needs no migration.
 """
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
 from sqlalchemy import (
@@ -29,7 +28,7 @@ from sqlalchemy import delete as sql_delete
 
 from service.priors.store.checked import is_whole, readable_rows
 from service.priors.store.engine import Database
-from service.priors.store.rows import microseconds
+from service.priors.store.reports import clock_us
 from service.priors.store.trouble import typed_trouble
 
 _LOCK = 0x616E7377  # any number, the same in every replica; another than the history's
@@ -101,19 +100,19 @@ class AnswerStore:
 
     def keep(self, model: str, version: int, keeper: str, rows: bytes, *, seconds: float) -> None:
         """Replace the answers of the same keeper; remove what nobody has renewed for `seconds`."""
-        now = datetime.now(UTC)
         mine = (
             (_answers.c.model == model)
             & (_answers.c.version == version)
             & (_answers.c.keeper == keeper)
         )
-        values = {"kept_us": microseconds(now), "rows": rows}
         with typed_trouble(), self._database.transaction() as connection:
             self._make(connection)
+            now = clock_us(connection)
+            values = {"kept_us": now, "rows": rows}
             if connection.execute(update(_answers).where(mine).values(values)).rowcount == 0:
                 named = {"model": model, "version": version, "keeper": keeper}
                 connection.execute(insert(_answers).values(**named, **values))
-            old = microseconds(now - timedelta(seconds=seconds))
+            old = now - round(seconds * 1_000_000)
             for table in (_answers, _labels):
                 connection.execute(sql_delete(table).where(table.c.kept_us < old))
 
@@ -149,7 +148,7 @@ class AnswerStore:
         with typed_trouble(), self._database.transaction() as connection:
             # Numbers are committed in their order, so that no reader passes one over.
             self._make(connection, lock=True)
-            now = microseconds(datetime.now(UTC))
+            now = clock_us(connection)
             connection.execute(insert(_labels).values(kept_us=now, **values))
 
     def labels_after(self, number: int, *, most: int) -> list[KeptLabels]:

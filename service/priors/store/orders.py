@@ -68,7 +68,7 @@ def order_row(order: ModelOrder) -> dict[str, Any]:
 
 def worker_models(connection: Connection, model: str) -> list[WorkerModel]:
     """Return the versions of a model that each live worker serves."""
-    query = select(workers).where(alive(datetime.now(UTC)))
+    query = select(workers).where(alive(connection))
     rows = connection.execute(query.order_by(workers.c.replica, workers.c.pid)).all()
     with readable_reports():
         return [_worker_model(row, model) for row in rows]

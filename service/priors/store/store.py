@@ -20,7 +20,7 @@ from service.priors.store.kept import KeptStates
 from service.priors.store.kept_answers import AnswerStore
 from service.priors.store.orders import changed_order, worker_models
 from service.priors.store.reports import alive, readable_reports, write_report
-from service.priors.store.rows import IDENTITY, bare_entry_of, microseconds, moment, row_of
+from service.priors.store.rows import IDENTITY, bare_entry_of, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
 from service.process.waker import Waker
@@ -62,25 +62,22 @@ class SqlPriorStore:
 
     def report(self, report: WorkerReport) -> None:
         """Record what a worker serves, and forget workers that have been silent for an hour."""
-        now = microseconds(datetime.now(UTC))
         values = {
             "replica": report.replica,
             "pid": report.pid,
             "change": report.change,
             "damaged": json.dumps(report.damaged),
-            "seen_us": now,
             "models": report.models,
             "scraped_at": report.scraped_at,
         }
-        forget_before = now - _FORGET_US
         if self.database.reports_where_it_reads:
-            self._follower.report(report.worker, values, forget_before=forget_before)
+            self._follower.report(report.worker, values, forget_us=_FORGET_US)
             return
         # a report that waited for a slow disk would have every change refused meanwhile
         with typed_trouble(), self.database.transaction(durable=False) as connection:
             if self.database.file is not None:
                 connection.exec_driver_sql("PRAGMA busy_timeout=100")
-            write_report(connection, report.worker, values, forget_before=forget_before)
+            write_report(connection, report.worker, values, forget_us=_FORGET_US)
 
     def leave(self, worker: str) -> None:
         """Forget a worker that ends."""
@@ -113,10 +110,10 @@ class SqlPriorStore:
 
     def scrape_targets(self) -> list[str]:
         """HOST:PORT of the metrics port of each live replica that has one."""
-        query = select(workers.c.scraped_at).where(
-            alive(datetime.now(UTC)) & (workers.c.scraped_at != "")
-        )
         with typed_trouble(), self.database.engine.connect() as connection:
+            query = select(workers.c.scraped_at).where(
+                alive(connection) & (workers.c.scraped_at != "")
+            )
             found = set(connection.execute(query).scalars())
         return sorted(each for each in found if isinstance(each, str))
 
@@ -191,9 +188,7 @@ class SqlPriorStore:
         """Return the revision of a prior that each live worker serves."""
         with typed_trouble(), self.database.engine.connect() as connection:
             rows = connection.execute(
-                select(workers)
-                .where(alive(datetime.now(UTC)))
-                .order_by(workers.c.replica, workers.c.pid)
+                select(workers).where(alive(connection)).order_by(workers.c.replica, workers.c.pid)
             ).all()
             with readable_reports():
                 return [

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy import event
 from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
 from service.contract.prior import UnknownLabelFrequencies, resolve_prior
 from service.priors.changes import Condition
+from service.priors.feed import WorkerReport
 from service.priors.priors import Priors
 from service.priors.revisions import (
     InvalidReference,
@@ -550,6 +551,32 @@ def test_writing_without_a_store_is_refused_and_reading_is_not(pets):
         assert priors.select(pets).revision == 0
 
     run(scenario())
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_replica_whose_clock_is_wrong_is_seen_and_sees_the_others(postgres, hours, monkeypatch):
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    url = postgres.new_schema()
+    right, wrong = open_store(url), open_store(url)
+    right.open()
+    wrong.open()
+    try:
+        right.report(WorkerReport("right", "pod-1", 1, 0, scraped_at="pod-1:9000"))
+        for module in ("store", "orders", "reports"):
+            monkeypatch.setattr(f"service.priors.store.{module}.datetime", Wrong)
+        wrong.report(WorkerReport("wrong", "pod-2", 1, 0, scraped_at="pod-2:9000"))
+        for _clock in range(2):
+            assert [each.worker for each in wrong.served("pets", "default")] == ["right", "wrong"]
+            assert [each.worker for each in wrong.worker_models("pets")] == ["right", "wrong"]
+            assert wrong.scrape_targets() == ["pod-1:9000", "pod-2:9000"]
+            monkeypatch.undo()
+    finally:
+        right.close()
+        wrong.close()
 
 
 def test_each_worker_tells_what_it_serves(pets, store_url):

@@ -182,11 +182,11 @@ def test_a_worker_under_another_name_goes_on_where_one_that_is_gone_has_ended(
         beside.look()
         assert beside.served.stream.now().rows == 0  # the other one still lives
         later = Site(priors, bundle, kept=kept_in(sqlite_url), replica="pod-3")
-        later.shift = timedelta(hours=1)
+        age_states(sqlite_url, hours=1)
         later.look()
         assert later.served.stream.now().rows == 1000
         too_late = Site(priors, bundle, kept=kept_in(sqlite_url), replica="pod-4")
-        too_late.shift = timedelta(days=2)
+        age_states(sqlite_url, hours=48)
         too_late.look()
         assert too_late.served.stream.now().rows == 0
 
@@ -213,6 +213,22 @@ def test_the_state_of_a_worker_that_is_gone_goes_to_one_new_worker_alone(
     with_priors(store_url, run)
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_a_worker_whose_clock_is_wrong_takes_no_state_of_one_that_lives(
+    store_url, bundle, kept_in, ahead
+):
+    async def run(priors):
+        right = Site(priors, bundle, kept=kept_in(store_url), replica="right")
+        right.traffic(OTHER, 1000)
+        right.look()
+        wrong = Site(priors, bundle, kept=kept_in(store_url), replica="wrong")
+        wrong.shift = ahead
+        assert wrong.look().together.rows == 1000
+        assert wrong.served.stream.now().rows == 0
+
+    with_priors(store_url, run)
+
+
 def test_a_new_worker_goes_on_where_one_ended_that_still_lived_at_its_start(
     sqlite_url, bundle, kept_in
 ):
@@ -223,7 +239,7 @@ def test_a_new_worker_goes_on_where_one_ended_that_still_lived_at_its_start(
         after = Site(priors, bundle, kept=kept_in(sqlite_url), replica="new", every=1)
         after.traffic(OTHER, 100)
         assert after.look().together.rows == 1100  # both are alive
-        after.shift = timedelta(minutes=1)
+        age_states(sqlite_url, hours=1)
         after.look()
         assert after.served.stream.now().rows == 1000
         late = Site(priors, bundle, kept=kept_in(sqlite_url), replica="late", every=1)
