@@ -19,21 +19,21 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def read_report(folder: Path) -> dict[str, Any]:
     """The object in report.json; empty where the file is missing or unusable, which is logged."""
     path = folder / "report.json"
-    if not path.is_file():
-        return {}
-    why = ""
-    if path.stat().st_size > MAX_REPORT_BYTES:
-        why = f"it is larger than {MAX_REPORT_BYTES} bytes"
-    else:
-        try:
+    try:
+        if not path.is_file():
+            return {}
+        if path.stat().st_size > MAX_REPORT_BYTES:
+            why = f"it is larger than {MAX_REPORT_BYTES} bytes"
+        else:
             found = orjson.loads(path.read_bytes())
             orjson.dumps(found)  # raises for what an answer could not hold
-        except (ValueError, TypeError) as error:  # the latter for what is nested too deeply
-            why = str(error)
-        else:
             if isinstance(found, dict):
                 return found
             why = "it is not a JSON object"
+    except OSError as error:
+        why = f"it cannot be read: {error.strerror or error}"
+    except (ValueError, TypeError) as error:  # the latter for what is nested too deeply
+        why = str(error)
     logger.warning("the report %s is not shown: %s; publish the model again", path, why)
     return {}
 

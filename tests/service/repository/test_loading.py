@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import psutil
+import pytest
 
 from service.contract.bundle import load_bundle
 from service.graph.providers import Device
@@ -111,6 +112,13 @@ def test_a_report_that_could_not_be_answered_is_left_out_with_a_line_in_the_log(
         path.write_text(text, encoding="utf-8")
         assert read_report(tmp_path) == {}
         assert "report.json is not shown" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/proc/self/mem", "x" * 300])
+def test_a_report_that_cannot_be_read_keeps_no_model_from_serving(tmp_path, caplog, target):
+    (tmp_path / "report.json").symlink_to(target)  # nobody can read its beginning, or name it
+    assert read_report(tmp_path) == {}
+    assert "report.json is not shown: it cannot be read: " in caplog.text
 
 
 def test_what_a_model_of_many_classes_needs_is_worked_out_before_the_loop_takes_it(
