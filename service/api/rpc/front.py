@@ -190,7 +190,12 @@ class Front:
         async def read() -> None:
             try:
                 async for message in requests:
-                    await running.put(asyncio.create_task(one(message)))
+                    task = asyncio.create_task(one(message))
+                    try:
+                        await running.put(task)
+                    except asyncio.CancelledError:
+                        task.cancel()  # the client left while there was no room for its answer
+                        raise
             finally:
                 await running.put(None)
 
