@@ -1,11 +1,12 @@
 """The errors that a user can correct, each with its exit code, and the report of the command."""
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,6 +65,17 @@ class BadData(Fault, ValueError):
 
 class RunFailed(Fault, RuntimeError):
     """A run did not finish; the message says what happened and what was kept."""
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Name this file or folder in an OSError that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(place)
+        raise
 
 
 def is_address(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Publishes a model's folder: complete or not at all, and on disk before it becomes visible."""
 
+import errno
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ def publish(
     write_files puts model.onnx and its companion files into a temporary folder beside the
     versions. `fields` are the members of model.json except name, version and files, which are
     filled in here. Every file is synced before the folder is renamed into place. Raises
-    InvalidBundle when the fields are wrong.
+    InvalidBundle when the fields are wrong, and OSError, which names a file or the model's folder.
     """
     check_model_name(name)
     home = models / name
@@ -56,6 +57,11 @@ def publish(
             _sync(staging, payload)
             if _rename(staging, home / str(version)):
                 return home / str(version)
+    except OSError as error:
+        if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # of a full disk, a write names no file, and a copy names the file that it reads
+            raise OSError(error.errno, error.strerror, str(home)) from error
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from training.commands.flags import at_least, place
-from training.faults import WrongUse
+from training.faults import WrongUse, writing_to
 
 AddVerb = Callable[..., argparse.ArgumentParser]
 
@@ -120,7 +120,8 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
     if options.n_train < 100 or options.trials < 2:
         raise WrongUse("synthetic needs --n-train of at least 100 and --trials of at least 2")
     results = synthetic.run(n_train=options.n_train, trials=options.trials, seed=options.seed)
-    synthetic_report.write(results, options.out, command=options.command)
+    with writing_to(options.out):
+        synthetic_report.write(results, options.out, command=options.command)
     return synthetic.summary(results)
 
 

@@ -1,5 +1,6 @@
 """Starting from trained weights, and training only some of the layers."""
 
+import errno
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,16 @@ class Weights:
 
 
 def save(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
-    """Write the network's state and its class names to a file that `read` loads."""
+    """Write the network's state and its class names to a file that `read` loads.
+
+    Raises OSError when the file cannot be written.
+    """
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    torch.save({"state": state, "class_names": list(class_names)}, path)
+    try:
+        torch.save({"state": state, "class_names": list(class_names)}, path)
+    except RuntimeError as error:  # torch's, where the disk is full
+        said = "the weights cannot be written: is the disk full?"
+        raise OSError(errno.ENOSPC, said, str(path)) from error
 
 
 def read(path: Path) -> Weights:

@@ -58,10 +58,24 @@ class CheckpointFile:
     """One run's checkpoint at `path`.
 
     identity: the run's settings; a run continues only from a file with equal ones.
+    compared: whether it is kept for `compare`, which has other flags than `fit`.
     """
 
     path: Path
     identity: Identity
+    compared: bool = False
+
+    @property
+    def _another(self) -> str:
+        return "--out" if self.compared else "--name"
+
+    @property
+    def _folder(self) -> str:
+        return "--out" if self.compared else "--runs"
+
+    @property
+    def _discards(self) -> str:
+        return "deleting the file" if self.compared else "--restart"
 
     def save(self, state: RunState, *, step: int, random_states: Sequence[RandomState]) -> None:
         """Write the state after `step` steps, atomically.
@@ -91,7 +105,7 @@ class CheckpointFile:
             reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
             raise RunFailed(
                 f"{self.path}: the checkpoint of step {step} cannot be written: {reason}; make "
-                "room or give another --runs"
+                f"room or give another {self._folder}"
             ) from error
 
     def load(self, state: RunState, *, device: torch.device, rank: int = 0) -> int:
@@ -108,7 +122,7 @@ class CheckpointFile:
         except Exception as error:  # torch raises various classes for a damaged file
             raise RunFailed(
                 f"{self.path}: is not a whole checkpoint of this command{_other(self.path)}; "
-                "--restart discards it and starts from the beginning"
+                f"{self._discards} discards it and starts from the beginning"
             ) from error
         self._check(saved)
         try:
@@ -118,7 +132,7 @@ class CheckpointFile:
             raise WrongUse(
                 f"{self.path} is the checkpoint of another network than this "
                 f"{self.identity.get('network')}: {readable(error)} (undo what was changed in it, "
-                "or give another --name; --restart discards this checkpoint)"
+                f"or give another {self._another}; {self._discards} discards this checkpoint)"
             ) from error
         state.scaler.load_state_dict(document["scaler"])
         # With more processes than before, the new ones keep their fresh state.
@@ -138,11 +152,11 @@ class CheckpointFile:
         path = self.path.with_suffix(".lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked_file(path)
+            file = _locked_file(path, another=self._another)
         except OSError as error:
             raise RunFailed(
                 f"{self.path.parent}: no checkpoint could be kept here: {error.strerror or error}; "
-                "give another --runs, or make the folder writable"
+                f"give another {self._folder}, or make the folder writable"
             ) from error
         with file:
             file.truncate(0)
@@ -173,7 +187,8 @@ class CheckpointFile:
         if differing:
             raise WrongUse(
                 f"{self.path} is the checkpoint of another run: {'; '.join(differing.values())} "
-                "(give the same settings, or another --name; --restart discards this checkpoint)"
+                f"(give the same settings, or another {self._another}; {self._discards} discards "
+                "this checkpoint)"
             )
 
 
@@ -191,10 +206,11 @@ def _flag(key: str) -> str:
     return "the number of steps" if key == "total_steps" else f"--{key.replace('_', '-')}"
 
 
-def _locked_file(path: Path) -> TextIO:
+def _locked_file(path: Path, *, another: str) -> TextIO:
     """Open and lock the lock file; if its last owner has just deleted it, create a new one.
 
-    Raises WrongUse, naming the owner's process, when another process holds the lock.
+    another: the flag for a run of another place. Raises WrongUse, naming the owner's process, when
+    another process holds the lock.
     """
     while True:
         file = path.open("a+", encoding="ascii")
@@ -208,7 +224,7 @@ def _locked_file(path: Path) -> TextIO:
             file.close()
             raise WrongUse(
                 f"{path.parent}: process {owner} is training this run; "
-                "wait until it has finished, or give another --name"
+                f"wait until it has finished, or give another {another}"
             ) from None
         file.close()
 

@@ -312,7 +312,10 @@ def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Runn
     """Add this run's files to `keeping`: its checkpoint and, except in comparisons, its log."""
     if running.checkpoint is not None:
         return replace(
-            keeping, checkpoint=CheckpointFile(running.checkpoint, identity(recipe, ready))
+            keeping,
+            checkpoint=CheckpointFile(
+                running.checkpoint, identity(recipe, ready), compared=running.models is None
+            ),
         )
     if running.runs is None:
         return keeping
@@ -407,6 +410,8 @@ def _trained(keeping: Keeping) -> Iterator[None]:
     except Exception as error:
         known = isinstance(error, (Fault, OSError, MemoryError))
         said = str(error) if known else f"after the training: {short(error)}"
+        if isinstance(error, OSError) and error.filename:
+            said = f"{error.filename}: {error.strerror}"
         if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
             if known:
                 raise

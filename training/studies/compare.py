@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training.data.dataset import Dataset
-from training.faults import BadData, RunFailed, WrongUse
+from training.faults import BadData, RunFailed, WrongUse, writing_to
 from training.loop.checkpoint import CHANGED, filled
 from training.loop.interrupt import Interrupted
 from training.loop.last_layer import features_of, last_layer
@@ -93,8 +93,9 @@ def compare(
     )
     document = {"settings": settings_of(recipe), "data": _about(recipe, data)} | results
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    (out / "results.json").write_text(text, encoding="utf-8")
-    comparison_report.write(document, out, made=made_by(command))
+    with writing_to(out):
+        (out / "results.json").write_text(text, encoding="utf-8")
+        comparison_report.write(document, out, made=made_by(command))
     return document
 
 
@@ -143,13 +144,20 @@ class OneRun:
         except Interrupted as stopped:
             raise Interrupted(f"{self.name}: {stopped}") from None
         except RunFailed as failed:
+            others = "; without this method in --methods, the same command goes on with the others"
+            on_disk = isinstance(failed.__cause__, OSError)
             raise RunFailed(
-                f"{self.name}: {failed}\nThe finished runs are kept; without this method in "
-                "--methods, the same command goes on with the others"
+                f"{self.name}: {failed}\nThe finished runs are kept{'' if on_disk else others}"
             ) from failed
         if outcome is None:
             return None
-        outcome.save(self.outcome)
+        try:
+            outcome.save(self.outcome)
+        except OSError as error:
+            raise RunFailed(
+                f"{self.outcome}: cannot be written: {error.strerror or error}; make room, and the "
+                "same command goes on with the finished runs"
+            ) from error
         checkpoint.unlink(missing_ok=True)
         return outcome.seconds
 
@@ -285,7 +293,9 @@ def remember_settings(recipe: Recipe, out: Path, *, files: Mapping[str, str | No
                 f"{out} holds another comparison: {'; '.join(differing)}; "
                 f"give the same settings, or another --out{hint}"
             )
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+    with writing_to(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def _about(recipe: Recipe, data: Dataset) -> dict[str, Any]:

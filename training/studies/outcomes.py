@@ -62,11 +62,14 @@ class Outcome:
             "seconds": self.seconds,
         }
         staging = path.with_suffix(".tmp")
-        with staging.open("wb") as file:
-            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
+        try:
+            with staging.open("wb") as file:
+                np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "Outcome":

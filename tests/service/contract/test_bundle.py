@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -134,6 +135,21 @@ def test_a_stray_file_with_the_next_number_is_stepped_over(tmp_path):
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets" / "1").write_text("a file")
     assert published(tmp_path).name == "2"
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_full_disk_names_the_model_s_folder_and_leaves_no_version(tmp_path, copied):
+    (tmp_path / "source.onnx").write_bytes(b"a graph")
+
+    def fill_the_disk(_folder):
+        if copied:
+            shutil.copyfile(tmp_path / "source.onnx", "/dev/full")
+        with open("/dev/full", "wb") as file:
+            file.write(b"a graph")
+
+    with pytest.raises(OSError, match=r"No space left on device: '[^']*/pets'$"):
+        published(tmp_path, write_files=fill_the_disk)
+    assert list((tmp_path / "pets").iterdir()) == []
 
 
 def test_a_version_that_somebody_else_publishes_meanwhile_is_stepped_over(tmp_path, monkeypatch):

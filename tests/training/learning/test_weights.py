@@ -1,5 +1,7 @@
 """A run starts from trained weights, trains some layers, and takes the classes that are added."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,11 @@ def test_a_network_starts_from_the_weights_of_a_published_folder(tmp_path):
     save(trained, ("a", "b", "c"), tmp_path / "weights.pt")
     assert start_from(fresh, read(tmp_path), "3", ("a", "b", "c")) == []
     assert same(trained.state_dict().values(), fresh.state_dict().values())
+
+
+def test_weights_that_do_not_fit_the_disk_are_an_error_of_the_system_with_their_file():
+    with pytest.raises(OSError, match="the weights cannot be written: is the disk full.*/dev/full"):
+        save(network(), ("a", "b", "c"), Path("/dev/full"))
 
 
 def test_classes_keep_their_rows_by_name_and_new_ones_start_afresh(tmp_path):

@@ -332,6 +332,34 @@ def test_a_run_that_diverges_is_named_with_how_to_go_on_without_it(tmp_path):
         compared(tmp_path, methods="erm", seeds=1, recipe=replace(RECIPE, steps=30, lr=1e6))
 
 
+def test_a_run_that_does_not_fit_the_disk_is_named_with_what_is_kept(tmp_path):
+    small = replace(RECIPE, steps=30)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "erm-seed0.tmp").symlink_to("/dev/full")
+    with pytest.raises(
+        RunFailed, match=r"^erm, seed 0: .*No space left.*give another --out"
+    ) as told:
+        compared(tmp_path, methods="erm", seeds=1, recipe=small)
+    assert "--methods" not in str(told.value)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_an_outcome_that_does_not_fit_the_disk_leaves_nothing_behind(done, tmp_path):
+    outcome = Outcome.load(done[0] / "runs" / "erm-seed0.npz")
+    (tmp_path / "own.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        outcome.save(tmp_path / "own.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_on_checkpoints_name_the_flags_that_compare_has(tmp_path):
+    small = replace(RECIPE, steps=30)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "erm-seed0.pt").write_bytes(b"cut short")
+    with pytest.raises(RunFailed, match="is not a whole checkpoint.*; deleting the file discards"):
+        compared(tmp_path, methods="erm", seeds=1, recipe=small)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_class_without_a_test_row_is_a_gap_in_the_figure_and_no_warning(done):
     document = json.loads(json.dumps(done[1]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.learning.losses import make_loss
+from training.commands.cli import main
 from training.studies import synthetic, synthetic_report
 
 
@@ -140,3 +141,9 @@ def test_the_report_is_self_contained_and_every_figure_is_well_formed(results, t
     assert [0.0, pytest.approx(mean(results, "erm"))] in document["tau_sweep"]
     assert math.isclose(document["bayes"], synthetic.BAYES)
     assert "| logit-adjusted | 7.8" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_names_the_folder_of_the_results(tmp_path, capsys):
+    (tmp_path / "results.json").symlink_to("/dev/full")
+    assert main(["synthetic", "--trials", "2", "--out", str(tmp_path)]) == 1
+    assert f"training: {tmp_path}: No space left on device" in capsys.readouterr().err
