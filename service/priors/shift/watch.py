@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from service.process.slices import decoded, stored_json
 from service.process.threads import raise_limit
 
 logger = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 
 LEARN_SECONDS = 0.25
 STOP_SECONDS = 2.0
@@ -238,8 +239,7 @@ class ShiftWatch:
 
     def learn(self) -> None:
         """Update every tracker with its queued rows."""
-        for served in self._models():
-            served.stream.learn()
+        _each(lambda served: served.stream.learn(), self._models())
 
     def look(self) -> None:
         """Store the states, combine them and judge, once."""
@@ -253,9 +253,7 @@ class ShiftWatch:
                 self._restore(one)
             followed[id(served.bundle)] = one
         self._followed = followed
-        for one in followed.values():
-            if one.served.stream.follows:
-                self._look_at(one)
+        _each(self._look_at, [one for one in followed.values() if one.served.stream.follows])
 
     # ---- inside
 
@@ -263,9 +261,11 @@ class ShiftWatch:
         own = one.served.stream.now()
         if own is None:
             return
-        if self._slot == 0:
-            self._judge(one, own)
-        self._keep(one)
+        try:
+            if self._slot == 0:
+                self._judge(one, own)
+        finally:
+            self._keep(one)
         others = self._others(one)
         one.together, one.workers = Tracked.combined([own, *others]), 1 + len(others)
         if one.together.rows:
@@ -462,6 +462,18 @@ class ShiftWatch:
     @property
     def _alive(self) -> timedelta:
         return max(_SHORTEST_ALIVE, timedelta(seconds=_ALIVE_LOOKS * self._every))
+
+
+def _each(call: Callable[[_Item], object], items: Iterable[_Item]) -> None:
+    """Call for every item; raise the first error at the end, so that it costs no other item."""
+    first: Exception | None = None
+    for item in items:
+        try:
+            call(item)
+        except Exception as error:  # noqa: BLE001 - raised below
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> PriorBody:

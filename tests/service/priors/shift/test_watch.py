@@ -124,6 +124,30 @@ def test_the_estimate_of_traffic_and_its_verdict_are_known_after_a_look(sqlite_u
     with_priors(sqlite_url, run)
 
 
+def test_an_error_of_one_model_costs_no_other_its_judgement(sqlite_url, bundle, kept_in):
+    """The models after it were passed over, and its own state was not stored."""
+
+    class Broken(LogitReservoir):
+        def sample(self, **limits):
+            raise RuntimeError("no sample")
+
+    async def run(priors):
+        kept = kept_in(sqlite_url)
+        site = Site(priors, bundle)
+        site.traffic(OTHER, 2000)
+        broken = Served(bundle.model_copy(update={"name": "broken"}), Broken(3), site.served.stream)
+        watch = ShiftWatch(
+            priors, lambda: [broken, site.served], kept=kept, every_seconds=60, slot=0,
+            replica="a", act=print,
+        )  # fmt: skip
+        with pytest.raises(RuntimeError, match="no sample"):
+            watch.look()
+        assert watch.of(bundle).judged.verdict == "usable"
+        assert len(kept.of("broken")) == 1
+
+    with_priors(sqlite_url, run)
+
+
 def test_traffic_is_judged_although_the_clock_was_set_back(sqlite_url, bundle):
     async def run(priors):
         site = Site(priors, bundle)
