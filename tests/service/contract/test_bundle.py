@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_a_full_disk_names_the_model_s_folder_and_leaves_no_version(tmp_path, co
     def fill_the_disk(_folder):
         if copied:
             shutil.copyfile(tmp_path / "source.onnx", "/dev/full")
-        with open("/dev/full", "wb") as file:
+        with Path("/dev/full").open("wb") as file:
             file.write(b"a graph")
 
     with pytest.raises(OSError, match=r"No space left on device: '[^']*/pets'$"):

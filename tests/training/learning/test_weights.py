@@ -28,7 +28,7 @@ def test_a_network_starts_from_the_weights_of_a_published_folder(tmp_path):
 
 
 def test_weights_that_do_not_fit_the_disk_are_an_error_of_the_system_with_their_file():
-    with pytest.raises(OSError, match="the weights cannot be written: is the disk full.*/dev/full"):
+    with pytest.raises(OSError, match=r"cannot be written: is the disk full.*/dev/full"):
         save(network(), ("a", "b", "c"), Path("/dev/full"))
 
 

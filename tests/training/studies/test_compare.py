@@ -356,7 +356,7 @@ def test_messages_on_checkpoints_name_the_flags_that_compare_has(tmp_path):
     small = replace(RECIPE, steps=30)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "erm-seed0.pt").write_bytes(b"cut short")
-    with pytest.raises(RunFailed, match="is not a whole checkpoint.*; deleting the file discards"):
+    with pytest.raises(RunFailed, match=r"not a whole checkpoint.*; deleting the file discards"):
         compared(tmp_path, methods="erm", seeds=1, recipe=small)
 
 

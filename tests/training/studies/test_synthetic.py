@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.learning.losses import make_loss
 from training.commands.cli import main
+from training.learning.losses import make_loss
 from training.studies import synthetic, synthetic_report
 
 
