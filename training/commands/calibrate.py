@@ -27,7 +27,7 @@ def add_verb(add: AddVerb) -> None:
     parser = add(
         "calibrate", "Measure a published model on labelled rows; publish the next version.", _run
     )
-    parser.set_defaults(publishes=True)
+    parser.set_defaults(publishes=True, records=True)
     parser.add_argument(
         "model", type=place, metavar="models/N/V", help="folder of the published model's version"
     )

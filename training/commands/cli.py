@@ -19,7 +19,7 @@ from training.commands import calibrate, evidence, score
 from training.commands import compare as comparing
 from training.commands import fit as fitting
 from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
-from training.faults import Fault, say, short
+from training.faults import Fault, WrongUse, say, short
 from training.loop.interrupt import forget_signals
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     options.command = f"{prog} {shlex.join(given)}"
     verb: Verb = options.run
     try:
+        if options.records:
+            _check_words(given)
         result = verb(options)
     except KeyboardInterrupt:
         return _report(f"stopped{options.stopped}", 1)
@@ -56,6 +58,14 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
         flushed()
         return _report(f"the result cannot be printed: {error.strerror}", 1)
     return 0
+
+
+def _check_words(given: Sequence[str]) -> None:
+    """Raise WrongUse for a word that is not UTF-8, which Python holds in surrogates."""
+    for word in given:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            shown = word.encode(errors="replace").decode()
+            raise WrongUse(f"'{shown}' is not UTF-8 text, so no report can hold it; give UTF-8")
 
 
 def _from_outside(error: BaseException) -> str:
@@ -111,7 +121,7 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
     parser: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    parser.set_defaults(run=run, publishes=False, stopped="")
+    parser.set_defaults(run=run, publishes=False, records=False, stopped="")
     _add_version(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser

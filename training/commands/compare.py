@@ -19,7 +19,8 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         _compare,
     )
     parser.set_defaults(
-        stopped="; the finished runs are kept, and the same command goes on with the others"
+        records=True,
+        stopped="; the finished runs are kept, and the same command goes on with the others",
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = listing(methods=methods(), networks=NETWORKS, recipes=recipes())

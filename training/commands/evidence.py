@@ -18,6 +18,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     synthetic = add_verb(
         "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
     )
+    synthetic.set_defaults(records=True)
     synthetic.add_argument(
         "--out", type=place, required=True, metavar="DIR", help="folder for the report and figures"
     )
@@ -165,7 +166,9 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
         held_out = HeldOut(
             model.logits(held_data, held).astype(np.float64), held.labels, log_source
         )
-        calibration = held_out.measured(class_frequencies=counts)
+        calibration = held_out.measured(
+            class_frequencies=counts, class_names=model.bundle.class_names
+        )
     found = estimate(model.logits(data, unlabelled), calibration, class_frequencies=counts)
     return {
         "bundle": str(options.model),

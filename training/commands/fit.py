@@ -27,6 +27,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_verb("fit", "Train a model and publish it.", _fit)
     parser.set_defaults(
         publishes=True,
+        records=True,
         stopped="; the same command starts again, or with --resume goes on from the last "
         "checkpoint, if there is one",
     )

@@ -3,6 +3,7 @@
 The service computes the same estimate: both call service.contract.shift.verdict.assess.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,16 +44,22 @@ class HeldOut:
         """The number of classes, C."""
         return int(self.logits.shape[1])
 
-    def measured(self, *, class_frequencies: ArrayLike | None = None) -> Estimation:
+    def measured(
+        self,
+        *,
+        class_frequencies: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Estimation:
         """Measure the `estimation` block on the split.
 
-        class_frequencies: [C] of training; by default those that sigma implies. Raises
-        EstimateRefused when a class has no row in the split.
+        class_frequencies: [C] of training; by default those that sigma implies. class_names: [C],
+        for the message. Raises EstimateRefused when a class has no row in the split.
         """
         absent = np.flatnonzero(class_totals(self.labels, self.num_classes) == 0)
         if len(absent):
+            first = f"class {absent[0]}" if class_names is None else f"'{class_names[absent[0]]}'"
             raise EstimateRefused(
-                f"{len(absent)} of {self.num_classes} classes (the first is class {absent[0]}) "
+                f"{len(absent)} of {self.num_classes} classes (the first is {first}) "
                 "have no held-out row, so the model's answers for them cannot be measured; give "
                 "at least one row of each class"
             )

@@ -204,3 +204,11 @@ def test_the_command_that_a_report_records_can_be_pasted(tmp_path):
     (page,) = tmp_path.rglob("report.html")
     [recorded] = re.findall(r"<code>(priordial train fit .*?)</code>", page.read_text("utf-8"))
     assert shlex.split(html.unescape(recorded)) == ["priordial", "train", *given]
+
+
+def test_a_word_that_no_report_can_hold_is_refused_before_the_training(command, own_npz, tmp_path):
+    fit = ("fit", "--data", f"npz:{own_npz}", "--network", "linear", "--models", tmp_path)
+    code, _, err = command(*fit, "--description", "caf\udce9")
+    assert code == 2
+    assert "'caf?' is not UTF-8 text, so no report can hold it; give UTF-8" in err
+    assert list(tmp_path.iterdir()) == []

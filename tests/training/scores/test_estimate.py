@@ -134,6 +134,10 @@ def test_too_few_unlabelled_examples_are_refused_by_every_estimator(block):
 def test_a_class_without_a_held_out_example_is_refused_by_every_estimator():
     with pytest.raises(EstimateRefused, match=r"2 of 5 classes \(the first is class 3\) have no"):
         held_out(prior=[0.3, 0.3, 0.4, 0, 0]).measured()
+    with pytest.raises(EstimateRefused, match=r"\(the first is 'lynx'\)"):
+        held_out(prior=[0.3, 0.3, 0.4, 0, 0]).measured(
+            class_names=("cat", "dog", "eel", "lynx", "owl")
+        )
 
 
 def test_a_small_held_out_split_refuses_the_bias_per_class_and_keeps_the_rest():
