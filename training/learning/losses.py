@@ -280,7 +280,7 @@ LOSSES = tuple(_MAKERS)
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "ldam": {
         "max_margin": Option(0.5, high=10),
-        "drw": Option(1, high=1),
+        "drw": Option(1, switch=True),
         "drw_start": Option(0.8, high=1),
         "beta": Option(0.9999, low=1e-12, high=1, below=True),
     },

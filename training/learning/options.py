@@ -16,18 +16,26 @@ class InvalidObjective(WrongUse):
 
 @dataclass(frozen=True)
 class Option:
-    """A numeric option: its default and its range low … high, without `high` itself if `below`."""
+    """A numeric option: its default and its range low … high, without `high` itself if `below`.
+
+    switch: only 0, off, and 1, on, are allowed.
+    """
 
     default: float
     low: float = 0.0
     high: float = math.inf
     below: bool = False
+    switch: bool = False
 
     def allows(self, value: float) -> bool:
         """Return whether the value is in the range; NaN never is."""
+        if self.switch:
+            return value in (0, 1)
         return self.low <= value and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
+        if self.switch:
+            return "0 or 1"
         if self.high == math.inf:
             return f"{self.low:g} or more"
         return f"{self.low:g} … {'below ' if self.below else ''}{self.high:g}"
@@ -49,7 +57,6 @@ def completed(
         )
     for key, value in given.items():
         if not options[key].allows(value):
-            raise InvalidObjective(
-                f"{kind} '{name}', option {key}={value:g}: expected a number in {options[key]}"
-            )
+            expected = f"{'' if options[key].switch else 'a number in '}{options[key]}"
+            raise InvalidObjective(f"{kind} '{name}', option {key}={value:g}: expected {expected}")
     return {key: given.get(key, option.default) for key, option in options.items()}

@@ -313,6 +313,7 @@ def test_an_objective_is_widened_as_every_module_is(name):
         ("erm", COUNTS, {"gamma": 2}, "'erm' has no option 'gamma'; its options: none"),
         ("focal", COUNTS, {"gamma": -3}, "option gamma=-3: expected a number in 0 … 100"),
         ("ldam", COUNTS, {"beta": 1}, "option beta=1: expected a number in 1e-12 … below 1"),
+        ("ldam", COUNTS, {"drw": 0.5}, "option drw=0.5: expected 0 or 1"),
         ("ldam", COUNTS, {"max_margin": math.nan}, "option max_margin=nan: expected a number"),
     ],
 )
