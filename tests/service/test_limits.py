@@ -92,7 +92,7 @@ TABLE = {
         tensors.MAX_DIMENSIONS,
         tensors.MAX_BYTES_ELEMENTS,
     ],
-    "a gRPC message beside its raw contents": [f"{messages.MAX_TYPED_BYTES // MIB} MiB"],
+    "a gRPC message without its raw contents": [f"{messages.MAX_TYPED_BYTES // MIB} MiB"],
     "inputs of one inference request": [request.MAX_INPUTS],
     "different priors in one inference request": [infer.MAX_ROW_PRIORS],
     "one text": [spec.MAX_TEXT_CHARACTERS],

@@ -122,7 +122,7 @@ class CheckpointFile:
         except Exception as error:  # torch raises various classes for a damaged file
             raise RunFailed(
                 f"{self.path}: is not a whole checkpoint of this command{_other(self.path)}; "
-                f"{self._discards} discards it and starts from the beginning"
+                f"{self._discards} discards it and starts again from the beginning"
             ) from error
         self._check(saved)
         try:

@@ -89,7 +89,7 @@ def test_predictions_go_on_and_stored_priors_are_there_when_the_file_system_is_b
         })  # fmt: skip
         # a read may have failed meanwhile, or only writes; the end of either is logged
         trouble = server.wait_for("no prior can be changed|the priors served last stay in force")
-        ends = {"no prior can be changed": "the store of priors (takes changes|answers) again"}
+        ends = {"no prior can be changed": "the store of priors (accepts changes|answers) again"}
         server.wait_for(ends.get(trouble[0], "the store of priors answers again"))
         assert server.terminate() == 0
         assert '"status":500' not in server.log

@@ -192,3 +192,16 @@ def test_a_prior_without_costs_is_written_as_before_so_that_older_programs_can_r
 
 def test_costs_need_arrays_of_one_kind():
     assert isinstance(costs_of({"miss": {"lynx": 2}}), Costs)
+
+
+def test_equal_costs_have_equal_digests_and_any_other_cost_changes_it():
+    documents = [
+        {"miss": {"lynx": 5.0}},
+        {"miss": {"lynx": 6.0}},
+        {"miss": {"lynx": 5.0}, "reject": 0.5},
+        {"miss": {"lynx": 5.0}, "pairs": [["cat", "dog", 2.0]]},
+        {"matrix": [[0.0, 1.0, 5.0], [1.0, 0.0, 1.0], [5.0, 5.0, 0.0]]},
+    ]
+    digests = [costs_of(each).digest() for each in documents]
+    assert digests == [costs_of(each).digest() for each in documents]
+    assert len(set(digests)) == len(documents)

@@ -12,6 +12,7 @@ from service.contract.shift.sketch import Moments, class_means_of, features_of, 
 from service.contract.shift.tracking import PriorTracker
 from service.contract.shift.verdict import (
     assess,
+    block_for,
     gain_of,
     may_adopt,
     nearest_self_test,
@@ -298,6 +299,19 @@ def test_a_sketch_that_sees_no_difference_between_rows_finds_no_misfit():
         sketch={"statistic": "energy", "edges": [100.0 + i for i in range(9)], "counts": counts}
     )
     assert judged(rows(300, UNIFORM)[0], calibration=same).misfit.p == 1
+
+
+def test_a_block_is_used_unless_it_lacks_a_class_or_the_prior_has_frequencies_of_its_own():
+    whole, lacking = block(), block(fewest=0)
+    assert block_for(whole, own_frequencies=False) == (whole, "")
+    for held, own, reason in (
+        (None, False, "the model has no `estimation` block"),
+        (lacking, False, "has no row of some classes"),
+        (whole, True, "the prior has label_frequencies of its own"),
+    ):
+        used, why = block_for(held, own_frequencies=own)
+        assert used is None
+        assert reason in why
 
 
 def test_too_few_rows_are_named_with_how_many_are_needed():
