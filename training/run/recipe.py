@@ -49,7 +49,7 @@ POSITIVE = (
 LARGEST = {
     "batch": 10**7, "accumulate": 10**7, "image_size": 10**4, "pad": 10**4, "steps": 10**12,
     "epochs": 10**9, "max_per_class": 10**12, "validation_per_class": 10**12,
-    "lr": 10**6, "weight_decay": 10**6, "penalty": 10**12, "imbalance_ratio": 10**12,
+    "lr": 1e30, "weight_decay": 10**6, "penalty": 10**12, "imbalance_ratio": 10**12,
 }  # fmt: skip
 """Beyond these a number is a slip: it would overflow, or take more memory or time than there is."""
 NOT_NEGATIVE = ("validation_per_class", "seed", "momentum", "weight_decay", "warmup", "pad")

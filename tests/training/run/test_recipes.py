@@ -102,7 +102,7 @@ def test_every_field_of_text_is_a_choice_or_known_to_be_free():
     [
         ({"lr": float("nan")}, "--lr is nan; expected more than 0"),
         ({"lr": float("inf")}, "--lr is inf; expected more than 0"),
-        ({"lr": 1e300}, r"--lr is 1e\+300; expected at most 1,000,000"),
+        ({"lr": 1e300}, r"--lr is 1e\+300; expected at most 1e\+30"),
         ({"weight_decay": 1e9}, r"--weight-decay is 1000000000.0; expected at most 1,000,000"),
         ({"seed": 10**23}, "expected a number below 2"),
         ({"momentum": 1.0}, "below 1"),
