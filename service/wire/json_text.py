@@ -28,6 +28,8 @@ MAX_STRINGS = 200_000
 MAX_STORABLE_BYTES = 16 * 2**20
 """The most memory, by estimate, of a decoded document to be stored: a prior of 400,000 classes."""
 MAX_STORABLE_LEVELS = 32
+_BOM_CODEC = codecs.lookup("utf-8-sig").name
+"""Looked up now, as Python reads this codec from a file: a request may find no free descriptor."""
 _STRICT_BYTES = 256 * 1024
 """Bodies to be stored that are first decoded by orjson, whose messages are better."""
 _MAY_BE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -184,7 +186,7 @@ def parse_storable(body: bytes) -> Any:
         check_length(len(body))
     try:
         value = json.loads(
-            body.decode("utf-8-sig"),
+            body.decode(_BOM_CODEC),
             object_pairs_hook=_unique,
             parse_int=_whole,
             parse_float=_finite,

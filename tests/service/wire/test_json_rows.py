@@ -1,6 +1,8 @@
 """A long JSON body that is read in slices gives the same rows as one decoded whole."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -272,3 +274,17 @@ def test_whatever_is_not_plain_is_left_to_the_reader_of_all_bodies(body):
 def test_without_simdjson_every_body_is_left_to_the_reader_of_all_bodies(monkeypatch):
     monkeypatch.setattr(json_rows, "simdjson", None)
     assert ShortJson(SPEC).read(b'{"instances":[[1,2]]}') is None
+
+
+def test_a_document_is_read_although_no_file_can_be_opened():
+    """The codec was read from its file by the first request, which got 500 without descriptors."""
+    script = """
+import resource
+from service.wire.json_text import parse_storable
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+assert parse_storable(b'{"target": "uniform"}') == {"target": "uniform"}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
